@@ -1,0 +1,1 @@
+"""Observe, decide, act: one loop around the pure core."""

@@ -1,0 +1,93 @@
+"""What the control loop needs from the outside, as Protocols.
+
+The rooms above (`devices`, `store`, `server`) implement these; the loop imports none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from ..core.model import CellRun, DemandSample, Forecast, GpuHealth, GpuStatus, Lease
+
+
+class DeviceBackend(Protocol):
+    """The GPUs of one machine; every method is quick enough to be called in a worker thread."""
+
+    name: str
+    """``"nvml"`` or ``"simulated"``."""
+
+    simulated: bool
+
+    def read(self) -> tuple[GpuStatus, ...]:
+        """Return the present state of every GPU, a lost one included; never raises."""
+
+    def account(self, memory: Mapping[str, Mapping[int, int]]) -> None:
+        """Take note of ``{gpu uuid: {pid: bytes}}`` as kernels report it (simulated GPUs only)."""
+
+    def script_health(self, uuid: str, **changes: Any) -> GpuHealth:
+        """Change a simulated GPU's health.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such GPU.
+        ConflictError
+            If the GPUs are real.
+        """
+
+    def environment(self, uuid: str) -> dict[str, str]:
+        """Return the environment variables that bind a new process to GPU `uuid`."""
+
+    def close(self) -> None:
+        """Let the library go."""
+
+
+class TraceStore(Protocol):
+    """Traces, leases, events and operations that survive a restart of the server.
+
+    Methods are synchronous and thread-safe; the loop calls them in a worker thread.
+    """
+
+    def add_cell_run(self, run: CellRun) -> None:
+        """Append a cell run."""
+
+    def add_demand(self, samples: Sequence[DemandSample]) -> None:
+        """Append demand samples."""
+
+    def cell_runs(
+        self, *, kernel_id: str | None = None, notebook: str | None = None,
+        digests: Sequence[str] | None = None, limit: int = 500,
+    ) -> list[CellRun]:
+        """Return the latest cell runs that match, oldest first."""
+
+    def demand(self, kernel_id: str, *, since_s: float) -> list[DemandSample]:
+        """Return a kernel's demand samples, oldest first."""
+
+    def save_lease(self, lease: Lease) -> None:
+        """Insert or replace the lease of a kernel."""
+
+    def leases(self) -> list[Lease]:
+        """Return every lease that is not released."""
+
+    def next_epoch(self) -> int:
+        """Return a number greater than any it returned before, across restarts and processes."""
+
+    def add_event(self, t_s: float, kind: str, data: Mapping[str, Any]) -> None:
+        """Append to the event log."""
+
+    def events(
+        self, *, since_s: float = 0.0, kinds: Sequence[str] | None = None,
+        kernel_id: str | None = None, limit: int = 1000,
+    ) -> list[dict[str, Any]]:
+        """Return events ``{"t_s", "kind", **data}``, oldest first."""
+
+
+class Forecasting(Protocol):
+    """Forecasts made off the event loop."""
+
+    async def refresh(
+        self, kernel_id: str, samples: Sequence[DemandSample], runs: Sequence[CellRun],
+        prior_runs: Sequence[CellRun], basis: str, now_s: float,
+    ) -> Forecast:
+        """Fit, backtest and forecast one kernel's demand in the worker process."""

@@ -1,0 +1,1 @@
+"""Forecasters, rolling backtest, choice of the served model."""

@@ -1,0 +1,1 @@
+"""The migration state machine and what a move costs."""

@@ -1,0 +1,474 @@
+"""The words of the project as frozen dataclasses.
+
+Units stand in the names: ``_bytes``, ``_s`` (seconds; a point in time is seconds since the Unix
+epoch). Everything here is plain data that converts to JSON with :func:`dataclasses.asdict`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+HORIZONS_S: tuple[int, ...] = (5, 15, 30, 60, 300)
+"""Horizons of a forecast in seconds."""
+
+STEP_S = 5
+"""Grain of a demand series in seconds."""
+
+
+class Outcome(str, Enum):
+    """How a cell run ended."""
+
+    OK = "ok"
+    ERROR = "error"
+    INTERRUPTED = "interrupted"
+    REFUSED = "refused"
+
+
+class LeaseState(str, Enum):
+    """State of a lease; `RELEASED` is final."""
+
+    RESERVED = "reserved"
+    BOUND = "bound"
+    SUSPENDED = "suspended"
+    MIGRATING = "migrating"
+    RELEASED = "released"
+
+
+class RiskLevel(str, Enum):
+    """How likely a GPU is to fail soon; only `CRITICAL` moves kernels."""
+
+    NONE = "none"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class Rung(str, Enum):
+    """Rungs of the reclaim and migration ladder, cheapest first."""
+
+    IN_PLACE = "in_place"
+    DRIVER_CHECKPOINT = "driver_checkpoint"
+    RELAUNCH = "relaunch"
+
+
+# --------------------------------------------------------------------------- traces
+
+
+@dataclass(frozen=True, slots=True)
+class CellRun:
+    """One execution of a cell.
+
+    `peak_bytes` and `end_bytes` are device memory; `peak_source` names how the peak was measured
+    (``"torch.cuda"``, ``"storages+VmHWM"``, ``"nvml"``, ``"none"``). `host_peak_bytes` is the
+    process's peak resident memory during the run. `digest` is the hex digest of the source.
+    """
+
+    kernel_id: str
+    notebook: str | None
+    cell_id: str | None
+    digest: str
+    start_s: float
+    end_s: float
+    peak_bytes: int
+    end_bytes: int
+    peak_source: str
+    host_peak_bytes: int
+    busy_s: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class DemandSample:
+    """What a kernel holds of a GPU at one moment."""
+
+    kernel_id: str
+    t_s: float
+    used_bytes: int
+    suspended_bytes: int
+    busy: bool
+
+
+# --------------------------------------------------------------------------- forecasts
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Quantiles 0.1, 0.5 and 0.9 of a quantity."""
+
+    low: float
+    mid: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class HorizonForecast:
+    """Forecast for the next `horizon_s` seconds.
+
+    `memory_bytes` is the peak device memory the kernel will want within the horizon,
+    `need_probability` the chance that it runs GPU work within the horizon.
+    """
+
+    horizon_s: int
+    memory_bytes: Quantiles
+    need_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Backtest:
+    """Score of one model over rolling origins.
+
+    `pinball` is the mean pinball loss of the memory quantiles in units of the series' scale,
+    `coverage` the share of actual values inside the nominal 80 % interval, `brier` the Brier
+    score of the need probability.
+    """
+
+    model: str
+    pinball: float
+    coverage: float
+    brier: float
+    origins: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Forecast of one kernel's demand by the model that won its backtest.
+
+    `basis` says what history it rests on: ``"kernel"``, ``"notebook"``, ``"cells"`` or ``"none"``.
+    `backtest` is ``None`` while there is too little history for one.
+    """
+
+    kernel_id: str
+    made_s: float
+    model: str
+    basis: str
+    horizons: tuple[HorizonForecast, ...]
+    backtest: Backtest | None
+    candidates: tuple[Backtest, ...]
+
+    def need_probability(self, horizon_s: float) -> float:
+        """Return P(GPU needed) within the shortest horizon that covers `horizon_s`."""
+        for h in self.horizons:
+            if h.horizon_s >= horizon_s:
+                return h.need_probability
+        return self.horizons[-1].need_probability if self.horizons else 0.0
+
+    def memory_bytes(self, horizon_s: float) -> Quantiles:
+        """Return the memory quantiles of the shortest horizon that covers `horizon_s`."""
+        for h in self.horizons:
+            if h.horizon_s >= horizon_s:
+                return h.memory_bytes
+        return self.horizons[-1].memory_bytes if self.horizons else Quantiles(0.0, 0.0, 0.0)
+
+
+# --------------------------------------------------------------------------- devices
+
+
+@dataclass(frozen=True, slots=True)
+class XidEvent:
+    """A critical error the NVIDIA driver reported for a GPU (XID catalogue of NVIDIA)."""
+
+    code: int
+    t_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuHealth:
+    """Health signals of one GPU; ``None`` is "the device does not say".
+
+    ECC counts are volatile counts (since the driver was loaded). `query_s` is how long the health
+    query took, in seconds. `temperature_limit_c` is the slowdown threshold.
+    """
+
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    ecc_uncontained: int | None = None
+    remapped_rows: int | None = None
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    retired_pages: int | None = None
+    xids: tuple[XidEvent, ...] = ()
+    recovery_action: str | None = None
+    thermal_slowdown: bool | None = None
+    power_brake: bool | None = None
+    temperature_c: float | None = None
+    temperature_limit_c: float | None = None
+    pcie_replays: int | None = None
+    query_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuStatus:
+    """One GPU as its backend reports it.
+
+    `processes` are ``(pid, bytes)``; `problems` are plain sentences about values that could not be
+    read. `lost` is a GPU that no longer answers at all.
+    """
+
+    uuid: str
+    index: int
+    name: str
+    total_bytes: int
+    simulated: bool
+    used_bytes: int | None = None
+    utilization: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    processes: tuple[tuple[int, int], ...] = ()
+    health: GpuHealth = GpuHealth()
+    lost: bool = False
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """A GPU's chance of failing within `horizon_s`, with its evidence in plain sentences."""
+
+    gpu_uuid: str
+    level: RiskLevel
+    horizon_s: float
+    evidence: tuple[str, ...] = ()
+
+
+# --------------------------------------------------------------------------- allocation
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a kernel asks for.
+
+    `bytes` is the total device memory the kernel wants to be able to hold, not what it wants on
+    top. `priority` is higher-first (low -1, normal 0, high 1). `affinity` is a GPU uuid or a part
+    of a GPU name, ``None`` for any. `deadline_s` is a point in time. `origin` is ``"cell"``,
+    ``"launch"``, ``"magic"`` or ``"rest"``. A claim of origin ``"cell"`` has a cell that waits.
+    """
+
+    claim_id: str
+    kernel_id: str
+    bytes: int
+    made_s: float
+    deadline_s: float
+    priority: int = 0
+    affinity: str | None = None
+    critical: bool = False
+    origin: str = "cell"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A share of one GPU granted to one kernel.
+
+    `bytes` is what is set aside; `resident_bytes` is what stays on the GPU while suspended (what
+    could not be taken back). `epoch` is a fencing number that only grows. `expires_s` is the end of
+    the grace period of a reservation, ``None`` for a lease in use.
+    """
+
+    kernel_id: str
+    gpu_uuid: str
+    bytes: int
+    state: LeaseState
+    epoch: int
+    since_s: float
+    expires_s: float | None = None
+    resident_bytes: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the GPU that nobody else can have because of this lease."""
+        if self.state is LeaseState.RELEASED:
+            return 0
+        return self.resident_bytes if self.state is LeaseState.SUSPENDED else self.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GpuView:
+    """A GPU as a decision sees it; `foreign_bytes` is memory used by processes that hold no lease."""
+
+    uuid: str
+    index: int
+    name: str
+    total_bytes: int
+    foreign_bytes: int = 0
+    cordoned: bool = False
+    lost: bool = False
+    risk: RiskLevel = RiskLevel.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class KernelView:
+    """A kernel as a decision sees it.
+
+    `used_bytes` is device memory in use now, `suspended_bytes` what was taken back and waits in
+    host memory. `busy` means a cell runs (or waits for its claim: see `waiting`). `last_used_s` is
+    the end of its last cell run. `restore_cost_s` is the measured or estimated time to bring
+    `suspended_bytes` (or, while bound, `used_bytes`) back. `queued_runs` counts execute requests
+    already sent and not yet answered beyond the running one. `keep_reason` names why the kernel
+    must not be suspended now (``None`` if it may be). `has_agent` is false for kernels that only
+    the driver can see.
+    """
+
+    kernel_id: str
+    lease: Lease | None
+    used_bytes: int = 0
+    suspended_bytes: int = 0
+    busy: bool = False
+    waiting: bool = False
+    started_s: float | None = None
+    expected_end_s: float | None = None
+    last_used_s: float = 0.0
+    queued_runs: int = 0
+    pinned: bool = False
+    priority: int = 0
+    restore_cost_s: float = 0.0
+    keep_reason: str | None = None
+    has_agent: bool = True
+    migrating: bool = False
+    forecast: Forecast | None = None
+    duty: float | None = None
+    last_snapshot_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """Settings of the default policy; all of them are traits of the server extension."""
+
+    grace_period_s: float = 5.0
+    reservation_s: float = 30.0
+    prebind: bool = True
+    prebind_horizon_s: float = 15.0
+    prebind_threshold: float = 0.5
+    max_duty: float = 0.9
+    headroom_bytes: int = 0
+    snapshot_interval_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """The picture a decision is made from."""
+
+    now_s: float
+    gpus: tuple[GpuView, ...]
+    kernels: tuple[KernelView, ...]
+    claims: tuple[Claim, ...] = ()
+    settings: PolicySettings = PolicySettings()
+
+
+# --------------------------------------------------------------------------- plans
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Grant `claim_id` by a bound lease of `bytes` on a GPU; brings suspended state back first."""
+
+    kernel_id: str
+    gpu_uuid: str
+    bytes: int
+    claim_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prebind:
+    """Bring a suspended kernel's state back, or reserve memory for it, before its cell asks."""
+
+    kernel_id: str
+    gpu_uuid: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Set a bound lease to `bytes`, without touching the kernel's state."""
+
+    kernel_id: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """Suspend a kernel: take its device memory back and keep its state."""
+
+    kernel_id: str
+    rung: Rung
+    for_kernel_id: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End a lease that holds nothing any more, e.g. a reservation past its grace period."""
+
+    kernel_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Save a kernel's state to disk between its cells."""
+
+    kernel_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """Move a kernel to another GPU by `rung`."""
+
+    kernel_id: str
+    target_gpu_uuid: str
+    rung: Rung
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Let a claim wait; `position` counts from 1, `expected_wait_s` is ``None`` when unknown."""
+
+    claim_id: str
+    kernel_id: str
+    position: int
+    expected_wait_s: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """End a claim that cannot be granted (deadline passed, larger than any GPU)."""
+
+    claim_id: str
+    kernel_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cordon:
+    """Give no new leases on a GPU."""
+
+    gpu_uuid: str
+    reason: str
+
+
+Action = (
+    Bind
+    | Prebind
+    | Resize
+    | Reclaim
+    | Release
+    | TakeSnapshot
+    | Migrate
+    | Queue
+    | Refuse
+    | Cordon
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `decide` returns: actions in the order in which they are to be carried out."""
+
+    made_s: float
+    actions: tuple[Action, ...] = ()

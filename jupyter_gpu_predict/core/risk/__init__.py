@@ -1,0 +1,1 @@
+"""Health signals into a GPU's risk."""

@@ -1,0 +1,1 @@
+"""Cell runs into features and demand series."""

@@ -1,0 +1,1 @@
+"""GPUs: NVML and simulated, behind `control.ports.DeviceBackend`."""

@@ -1,0 +1,105 @@
+"""Every error this package raises, in one tree, each with its HTTP status.
+
+::
+
+    GpuPredictError                500
+    ├── BadInputError              400
+    ├── NotFoundError              404
+    ├── ConflictError              409
+    │   └── StaleEpochError        409
+    ├── UnsatisfiableError         422
+    ├── RefusedError               409
+    ├── DeviceError                503
+    ├── KernelLinkError            503
+    │   └── LinkTimeoutError       504
+    ├── SnapshotError              500
+    │   ├── SnapshotRefusedError   422
+    │   └── StorageFullError       507
+    └── StoreError                 500
+"""
+
+from __future__ import annotations
+
+
+class GpuPredictError(Exception):
+    """Root of all errors of this package; its message names the thing, the fault and the remedy."""
+
+    status = 500
+
+    @property
+    def reason(self) -> str:
+        """A short machine-readable name of the error, e.g. ``"not_found"``."""
+        name = type(self).__name__.removesuffix("Error")
+        return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+
+
+class BadInputError(GpuPredictError):
+    """Input that is malformed; nothing was changed."""
+
+    status = 400
+
+
+class NotFoundError(GpuPredictError):
+    """A GPU, kernel, snapshot or operation that does not exist."""
+
+    status = 404
+
+
+class ConflictError(GpuPredictError):
+    """The thing is in a state in which this cannot be done, e.g. a second migration of one kernel."""
+
+    status = 409
+
+
+class StaleEpochError(ConflictError):
+    """A command that carries an older epoch than the lease it speaks about."""
+
+
+class UnsatisfiableError(GpuPredictError):
+    """A well-formed wish that no GPU can ever fulfil, e.g. more memory than the largest GPU has."""
+
+    status = 422
+
+
+class RefusedError(GpuPredictError):
+    """An action that was refused because it would lose state; the message names what."""
+
+    status = 409
+
+
+class DeviceError(GpuPredictError):
+    """A GPU, or the library that speaks to it, does not answer."""
+
+    status = 503
+
+
+class KernelLinkError(GpuPredictError):
+    """A kernel did not answer as agreed, or has no agent."""
+
+    status = 503
+
+
+class LinkTimeoutError(KernelLinkError):
+    """A kernel did not answer before the deadline."""
+
+    status = 504
+
+
+class SnapshotError(GpuPredictError):
+    """A snapshot could not be written or read."""
+
+
+class SnapshotRefusedError(SnapshotError):
+    """A snapshot that is unsigned, foreign, altered or of another Python; it was not unpickled."""
+
+    status = 422
+
+
+class StorageFullError(SnapshotError):
+    """The disk has no room for a snapshot; the message names the path and the bytes."""
+
+    status = 507
+
+
+class StoreError(GpuPredictError):
+    """The database of traces and leases cannot be read or written."""

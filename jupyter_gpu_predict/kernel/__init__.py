@@ -1,0 +1,1 @@
+"""What runs inside a kernel, and the provisioner that puts it there."""

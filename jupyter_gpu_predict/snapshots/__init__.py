@@ -1,0 +1,1 @@
+"""Capture, folder of signed snapshots, restore, verify."""

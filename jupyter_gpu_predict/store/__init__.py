@@ -1,0 +1,1 @@
+"""Traces, leases, events and operations in a database."""
