@@ -56,8 +56,12 @@ class TraceStore(Protocol):
         """Append demand samples."""
 
     def cell_runs(
-        self, *, kernel_id: str | None = None, notebook: str | None = None,
-        digests: Sequence[str] | None = None, limit: int = 500,
+        self,
+        *,
+        kernel_id: str | None = None,
+        notebook: str | None = None,
+        digests: Sequence[str] | None = None,
+        limit: int = 500,
     ) -> list[CellRun]:
         """Return the latest cell runs that match, oldest first."""
 
@@ -77,8 +81,12 @@ class TraceStore(Protocol):
         """Append to the event log."""
 
     def events(
-        self, *, since_s: float = 0.0, kinds: Sequence[str] | None = None,
-        kernel_id: str | None = None, limit: int = 1000,
+        self,
+        *,
+        since_s: float = 0.0,
+        kinds: Sequence[str] | None = None,
+        kernel_id: str | None = None,
+        limit: int = 1000,
     ) -> list[dict[str, Any]]:
         """Return events ``{"t_s", "kind", **data}``, oldest first."""
 
@@ -87,7 +95,64 @@ class Forecasting(Protocol):
     """Forecasts made off the event loop."""
 
     async def refresh(
-        self, kernel_id: str, samples: Sequence[DemandSample], runs: Sequence[CellRun],
-        prior_runs: Sequence[CellRun], basis: str, now_s: float,
+        self,
+        kernel_id: str,
+        samples: Sequence[DemandSample],
+        runs: Sequence[CellRun],
+        prior_runs: Sequence[CellRun],
+        basis: str,
+        now_s: float,
     ) -> Forecast:
         """Fit, backtest and forecast one kernel's demand in the worker process."""
+
+
+class KernelPort(Protocol):
+    """One running kernel, as the loop speaks to it.
+
+    Each method raises a `KernelLinkError` when the kernel does not answer in time and the error
+    the kernel named when it refuses.
+    """
+
+    has_agent: bool
+
+    @property
+    def pid(self) -> int | None:
+        """Pid of the kernel's process."""
+
+    async def bind(
+        self,
+        lease: Lease,
+        *,
+        cap_bytes: int | None,
+        claim_id: str | None,
+        restore: bool,
+        peaks: Mapping[str, int],
+    ) -> dict[str, Any]:
+        """Tell the kernel its lease; with `claim_id` wake that claim, with `restore` pre-restore."""
+
+    async def reclaim(self, epoch: int, *, wait: bool) -> dict[str, Any]:
+        """Suspend in place; the answer has ``freed_bytes, suspended_bytes, resident_bytes``."""
+
+    async def tell_queue(
+        self, claim_id: str, position: int, expected_wait_s: float | None, reason: str
+    ) -> dict[str, Any]:
+        """Tell a waiting claim its place; the answer says whether it still ``waits``."""
+
+    async def refuse(self, claim_id: str, reason: str) -> dict[str, Any]:
+        """End a claim without a grant."""
+
+    async def alive(self) -> bool:
+        """Whether the kernel's process lives; never judged by how quick it answers."""
+
+    def pids(self) -> tuple[int, ...]:
+        """Return the pids of the kernel's process tree; it reads all of /proc."""
+
+
+class Moves(Protocol):
+    """Long-running work on a kernel's state."""
+
+    async def take_snapshot(self, kernel_id: str, name: str | None, reason: str) -> dict[str, Any]:
+        """Save the kernel's state between cells."""
+
+    async def migrate(self, kernel_id: str, target_gpu_uuid: str, reason: str) -> dict[str, Any]:
+        """Move the kernel to another GPU by relaunch, under the same kernel id."""

@@ -137,7 +137,8 @@ class Forecast:
     """Forecast of one kernel's demand by the model that won its backtest.
 
     `basis` says what history it rests on: ``"kernel"``, ``"notebook"``, ``"cells"`` or ``"none"``.
-    `backtest` is ``None`` while there is too little history for one.
+    `backtest` is ``None`` while there is too little history for one. `notes` say in plain sentences
+    what was left out, e.g. why a model was not fitted.
     """
 
     kernel_id: str
@@ -147,6 +148,7 @@ class Forecast:
     horizons: tuple[HorizonForecast, ...]
     backtest: Backtest | None
     candidates: tuple[Backtest, ...]
+    notes: tuple[str, ...] = ()
 
     def need_probability(self, horizon_s: float) -> float:
         """Return P(GPU needed) within the shortest horizon that covers `horizon_s`."""
@@ -306,7 +308,9 @@ class KernelView:
     `suspended_bytes` (or, while bound, `used_bytes`) back. `queued_runs` counts execute requests
     already sent and not yet answered beyond the running one. `keep_reason` names why the kernel
     must not be suspended now (``None`` if it may be). `has_agent` is false for kernels that only
-    the driver can see.
+    the driver can see. While `migrating`, `target_bytes` are set aside for it on
+    `target_gpu_uuid`. `movable` says that a claim of this kernel may be granted on another GPU by
+    moving its state there first, also while a cell waits in it.
     """
 
     kernel_id: str
@@ -328,6 +332,9 @@ class KernelView:
     forecast: Forecast | None = None
     duty: float | None = None
     last_snapshot_s: float | None = None
+    movable: bool = False
+    target_gpu_uuid: str | None = None
+    target_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,12 +423,13 @@ class TakeSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Migrate:
-    """Move a kernel to another GPU by `rung`."""
+    """Move a kernel to another GPU by `rung`; `bytes` are to be set aside there first."""
 
     kernel_id: str
     target_gpu_uuid: str
     rung: Rung
     reason: str
+    bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,26 @@
-"""Capture, folder of signed snapshots, restore, verify."""
+"""Save a session's namespace, verify it, and bring it back in another process."""
+
+from .capture import capture
+from .digest import digest, digests
+from .folder import SnapshotFolder, SnapshotInfo, validate_name
+from .report import CaptureReport, RestoredVariable, RestoreReport, VariableReport
+from .restore import restore
+from .signing import load_or_create_key
+from .tombstone import Tombstone, TombstoneError
+
+__all__ = [
+    "CaptureReport",
+    "RestoreReport",
+    "RestoredVariable",
+    "SnapshotFolder",
+    "SnapshotInfo",
+    "Tombstone",
+    "TombstoneError",
+    "VariableReport",
+    "capture",
+    "digest",
+    "digests",
+    "load_or_create_key",
+    "restore",
+    "validate_name",
+]

@@ -1,1 +1,8 @@
 """Health signals into a GPU's risk."""
+
+from __future__ import annotations
+
+from .rules import assess
+from .tables import RECOVERY_ACTIONS, RiskRules
+
+__all__ = ["RECOVERY_ACTIONS", "RiskRules", "assess"]

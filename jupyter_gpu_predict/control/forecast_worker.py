@@ -1,0 +1,151 @@
+"""The process in which forecasts are made: requests on stdin, answers on stdout, JSON lines.
+
+``python -m jupyter_gpu_predict.control.forecast_worker [LIMIT_S]`` answers a request
+``{"id", "kernel_id", "samples", "runs", "prior_runs", "basis", "now_s", "horizons_s"}`` with
+``{"id", "forecast", "notes", "cpu_s", "scored"}`` or ``{"id", "error": {"reason", "message"}}``.
+Records travel as arrays, see :mod:`..core.trace.rows`. Its first line is ``{"ready": ...}``.
+It ends with its stdin, and by SIGALRM when one request takes longer than LIMIT_S seconds, so that
+a worker that hangs does not outlive a server that was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import traceback
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import IO, Any
+
+from ..core.forecast.record import forecast_to_record
+from ..core.forecast.selection import Evaluation, make_forecast
+from ..core.trace.rows import run_from_row, sample_from_row
+from ..core.trace.series import demand_series
+from ..errors import GpuPredictError
+
+DEFAULT_LIMIT_S = 120.0
+
+NICENESS = 10
+
+MAX_KERNELS = 512
+"""Kernels whose latest backtest is remembered."""
+
+SEED = 1
+"""Prophet samples from numpy's global generator; a forecast must not depend on the one before."""
+
+Evaluations = OrderedDict[str, Evaluation]
+
+
+def main() -> int:
+    """Answer requests until stdin ends."""
+    limit_s = float(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_LIMIT_S
+    requests, answers = _take_pipes()
+    os.nice(NICENESS)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    _prepare_libraries()
+    _write(answers, {"ready": {"pid": os.getpid(), "cpu_s": _cpu_s()}})
+    evaluations: Evaluations = OrderedDict()
+    for line in requests:
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
+        answer = _answer(line, evaluations)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _write(answers, answer)
+    return 0
+
+
+def _take_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Keep stdin and stdout for the protocol; what libraries print goes to stderr."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _prepare_libraries() -> None:
+    """Import Prophet once, on one thread and without its chatter."""
+    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR", "STAN"):
+        os.environ[f"{name}_NUM_THREADS"] = "1"
+    # A server started from a notebook hands on a backend that only exists there.
+    os.environ["MPLBACKEND"] = "Agg"
+    warnings.simplefilter("ignore")
+    for name in ("cmdstanpy", "prophet", "prophet.plot"):
+        logging.getLogger(name).disabled = True
+    try:
+        import prophet  # noqa: F401
+    except ImportError:
+        # The other models serve; each forecast's notes say that prophet is missing and why.
+        traceback.print_exc()
+
+
+def _write(answers: IO[bytes], message: Mapping[str, Any]) -> None:
+    answers.write(json.dumps(message, allow_nan=False).encode() + b"\n")
+    answers.flush()
+
+
+def _cpu_s() -> float:
+    """Return the processor time of this process and of the finished fits, in seconds."""
+    spent = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        spent += usage.ru_utime + usage.ru_stime
+    return spent
+
+
+def _answer(line: bytes, evaluations: Evaluations) -> dict[str, Any]:
+    number: Any = None
+    begun_s = _cpu_s()
+    try:
+        request = json.loads(line)
+        number = request["id"]
+        answer = _forecast(request, evaluations)
+    except GpuPredictError as error:
+        return {"id": number, "error": {"reason": error.reason, "message": str(error)}}
+    except Exception as error:
+        # Foreign code (Prophet, pandas, Stan) may raise anything; the others still want answers.
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+        return {"id": number, "error": {"reason": "unexpected", "message": message}}
+    return {"id": number, "cpu_s": _cpu_s() - begun_s, **answer}
+
+
+def _forecast(request: Mapping[str, Any], evaluations: Evaluations) -> dict[str, Any]:
+    kernel_id = str(request["kernel_id"])
+    now_s = float(request["now_s"])
+    series = demand_series(
+        [sample_from_row(kernel_id, row) for row in request["samples"]],
+        [run_from_row(row) for row in request["runs"]],
+        now_s=now_s,
+    )
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(SEED)
+    last = evaluations.pop(kernel_id, None)
+    made = make_forecast(
+        kernel_id,
+        series,
+        [run_from_row(row) for row in request["prior_runs"]],
+        str(request["basis"]),
+        now_s,
+        horizons_s=tuple(request["horizons_s"]),
+        last=last,
+    )
+    if made.evaluation is not None:
+        evaluations[kernel_id] = made.evaluation
+        if len(evaluations) > MAX_KERNELS:
+            evaluations.popitem(last=False)
+    return {
+        "forecast": forecast_to_record(made.forecast),
+        "notes": made.notes,
+        "scored": made.evaluation is not None and made.evaluation is not last,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,444 @@
+"""Observe, decide, act: the one loop of the live server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..core.allocation.policy import decide
+from ..core.migration.cost import Bandwidths, Transfer, learn
+from ..core.model import (
+    CellRun,
+    Claim,
+    ClusterView,
+    DemandSample,
+    GpuStatus,
+    LeaseState,
+    Plan,
+    PolicySettings,
+    Risk,
+    RiskLevel,
+)
+from ..core.risk import assess
+from ..errors import ConflictError, GpuPredictError, NotFoundError
+from .leases import LeaseBook
+from .observe import build_view
+from .operations import Operations
+from .ports import DeviceBackend, Forecasting, Moves, TraceStore
+from .reconciler import Reconciler
+from .records import KernelRecord
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+SAMPLE_S = 5.0
+"""Grain of the demand series, `core.model.STEP_S`."""
+
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+class ControlLoop:
+    """Holds the state of all kernels and GPUs of this server and drives it by plans."""
+
+    def __init__(
+        self,
+        *,
+        backend: DeviceBackend,
+        store: TraceStore,
+        forecasting: Forecasting,
+        operations: Operations,
+        emit: Emit,
+        settings: PolicySettings,
+        forecast_interval_s: float = 10.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.backend = backend
+        self.store = store
+        self.forecasting = forecasting
+        self.operations = operations
+        self.settings = settings
+        self.clock = clock
+        self.leases = LeaseBook(store, clock)
+        self.kernels: dict[str, KernelRecord] = {}
+        self.claims: dict[str, Claim] = {}
+        self.statuses: tuple[GpuStatus, ...] = ()
+        self.risks: dict[str, Risk] = {}
+        self.cordoned: dict[str, str] = {}
+        self.draining: set[str] = set()
+        self.bandwidths = Bandwidths()
+        self.last_view: ClusterView | None = None
+        self.last_plan: Plan | None = None
+        self.moves: Moves | None = None
+        self._emit = emit
+        self._listeners: list[Callable[[str], None]] = []
+        self._forecast_interval_s = forecast_interval_s
+        self._wake = asyncio.Event()
+        self._sampled_s = 0.0
+        self._forecasts: dict[str, asyncio.Task[None]] = {}
+        self._writes: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
+        self._settled: dict[str, asyncio.Future[None]] = {}
+        self._reconciler = Reconciler(self)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Read the devices once and begin to loop."""
+        await self._read_devices()
+        self._tasks = [
+            asyncio.ensure_future(self._run()),
+            asyncio.ensure_future(self._write_behind()),
+        ]
+
+    async def close(self) -> None:
+        """Stop looping; what was to be written is written."""
+        for task in (*self._tasks, *self._forecasts.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._forecasts.values(), return_exceptions=True)
+        await self._reconciler.close()
+        while not self._writes.empty():
+            await asyncio.to_thread(self._writes.get_nowait())
+
+    def wake(self) -> None:
+        """Decide again soon."""
+        self._wake.set()
+
+    def event(self, kind: str, /, **data: Any) -> None:
+        """Log an event and tell subscribers."""
+        now = self.clock()
+        self.later(lambda: self.store.add_event(now, kind, data))
+        self._emit(kind, {"t_s": now, **data})
+        for listener in self._listeners:
+            listener(kind)
+
+    def on_event(self, listener: Callable[[str], None]) -> None:
+        """Call `listener` with the kind of every event."""
+        self._listeners.append(listener)
+
+    def later(self, write: Callable[[], None]) -> None:
+        """Write to the store soon, in order, off the event loop."""
+        self._writes.put_nowait(write)
+
+    async def _write_behind(self) -> None:
+        while True:
+            write = await self._writes.get()
+            try:
+                await asyncio.to_thread(write)
+            except GpuPredictError as error:
+                log.error("The store refused a write: %s", error)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._wake.wait(), TICK_S)
+            except asyncio.TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self.tick()
+            except Exception:
+                # One bad turn must not end the loop: every kernel's claims hang on it.
+                log.exception("A turn of the control loop failed; the next one follows in 1 s")
+                await asyncio.sleep(TICK_S)
+
+    async def tick(self) -> None:
+        """Observe, decide and act once."""
+        await self._read_devices()
+        await self._bury_the_dead()
+        await self._note_facts()
+        self._sample()
+        view = build_view(self)
+        plan = decide(view)
+        self.last_view, self.last_plan = view, plan
+        await self._reconciler.carry_out(plan)
+        self._refresh_forecasts()
+
+    # ------------------------------------------------------------------ observing
+
+    async def _read_devices(self) -> None:
+        memory: dict[str, dict[int, int]] = {}
+        for record in self.kernels.values():
+            lease, pid = self.leases.get(record.kernel_id), record.port.pid
+            if lease is not None and pid is not None:
+                memory.setdefault(lease.gpu_uuid, {})[pid] = record.used_bytes
+        self.backend.account(memory)
+        before = {s.uuid: s for s in self.statuses}
+        self.statuses = await asyncio.to_thread(self.backend.read)
+        for status in self.statuses:
+            risk = assess(status.uuid, status, before.get(status.uuid), self.clock())
+            self._note_risk(risk)
+
+    def _note_risk(self, risk: Risk) -> None:
+        known = self.risks.get(risk.gpu_uuid)
+        if known is not None and known.level is RiskLevel.CRITICAL:
+            return  # hard evidence stands until somebody uncordons the GPU
+        self.risks[risk.gpu_uuid] = risk
+        if risk.level is not (RiskLevel.NONE if known is None else known.level):
+            self.event(
+                "risk",
+                gpu_uuid=risk.gpu_uuid,
+                level=risk.level.value,
+                evidence=list(risk.evidence),
+            )
+
+    async def _bury_the_dead(self) -> None:
+        for record in list(self.kernels.values()):
+            if record.working is None and not await record.port.alive():
+                await self.kernel_ended(record.kernel_id, "its process is gone")
+
+    async def _note_facts(self) -> None:
+        for record in self.kernels.values():
+            lease = self.leases.get(record.kernel_id)
+            if lease is None or record.working is not None:
+                continue
+            if lease.state is LeaseState.BOUND and record.used_bytes > lease.bytes:
+                await self.leases.resize(record.kernel_id, record.used_bytes)
+                self.event(
+                    "resized",
+                    kernel_id=record.kernel_id,
+                    gpu_uuid=lease.gpu_uuid,
+                    bytes=record.used_bytes,
+                    reason="it uses more than it was granted",
+                )
+
+    def _sample(self) -> None:
+        now = self.clock()
+        if now - self._sampled_s < SAMPLE_S:
+            return
+        self._sampled_s = now
+        samples = [
+            DemandSample(r.kernel_id, now, r.used_bytes, r.suspended_bytes, r.busy)
+            for r in self.kernels.values()
+        ]
+        for record, sample in zip(self.kernels.values(), samples, strict=True):
+            record.samples.append(sample)
+        if samples:
+            self.later(lambda: self.store.add_demand(samples))
+
+    # ------------------------------------------------------------------ kernels
+
+    def kernel(self, kernel_id: str) -> KernelRecord:
+        """Return a kernel's record.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such kernel.
+        """
+        if kernel_id not in self.kernels:
+            raise NotFoundError(f"kernel {kernel_id!r} does not exist on this server")
+        return self.kernels[kernel_id]
+
+    def kernel_started(self, record: KernelRecord) -> None:
+        """Take a kernel in."""
+        self.kernels[record.kernel_id] = record
+        lease = self.leases.get(record.kernel_id)
+        self.event(
+            "kernel_started",
+            kernel_id=record.kernel_id,
+            notebook=record.notebook,
+            gpu_uuid=lease.gpu_uuid if lease else None,
+            bytes=lease.bytes if lease else 0,
+            agent=record.port.has_agent,
+        )
+        self.wake()
+
+    async def kernel_ended(self, kernel_id: str, reason: str) -> None:
+        """Let go of a kernel and of everything it held."""
+        record = self.kernels.pop(kernel_id, None)
+        for claim in [c for c in self.claims.values() if c.kernel_id == kernel_id]:
+            del self.claims[claim.claim_id]
+            self.settle(claim.claim_id, ConflictError(f"kernel {kernel_id} ended: {reason}"))
+        if (task := self._forecasts.pop(kernel_id, None)) is not None:
+            task.cancel()
+        lease = await self.leases.release(kernel_id)
+        if record is not None or lease is not None:
+            self.event(
+                "kernel_ended",
+                kernel_id=kernel_id,
+                notebook=record.notebook if record else None,
+                gpu_uuid=lease.gpu_uuid if lease else None,
+                reason=reason,
+            )
+        self.wake()
+
+    def cell_started(self, record: KernelRecord, digest: str | None) -> None:
+        """Note that a cell runs."""
+        record.running_since_s, record.running_digest = self.clock(), digest
+        if record.prebound:
+            record.prebound = False
+            self.event("prebind_hit", kernel_id=record.kernel_id, notebook=record.notebook)
+
+    def cell_ran(self, record: KernelRecord, run: CellRun) -> None:
+        """Note a finished cell run."""
+        record.running_since_s = record.running_digest = None
+        record.last_used_s = self.clock()
+        record.used_bytes = run.end_bytes
+        record.runs.append(run)
+        if run.peak_bytes:
+            record.peaks[run.digest] = run.peak_bytes
+        self.later(lambda: self.store.add_cell_run(run))
+        self.event(
+            "cell_run",
+            kernel_id=record.kernel_id,
+            notebook=record.notebook,
+            seconds=run.end_s - run.start_s,
+            peak_bytes=run.peak_bytes,
+            outcome=run.outcome.value,
+        )
+        self.wake()
+
+    def claim(self, claim: Claim) -> None:
+        """Take a claim in; a repeated one changes nothing."""
+        if claim.claim_id in self.claims:
+            return
+        self.claims[claim.claim_id] = claim
+        self.event(
+            "claim",
+            kernel_id=claim.kernel_id,
+            claim_id=claim.claim_id,
+            bytes=claim.bytes,
+            origin=claim.origin,
+        )
+        self.wake()
+
+    def claim_ended(self, claim_id: str, reason: str) -> None:
+        """Forget a claim that its kernel gave up."""
+        claim = self.claims.pop(claim_id, None)
+        if claim is not None:
+            self.settle(claim_id, ConflictError(f"claim {claim_id} ended: {reason}"))
+            self.event("claim_ended", kernel_id=claim.kernel_id, claim_id=claim_id, reason=reason)
+            self.wake()
+
+    def settled(self, claim: Claim) -> asyncio.Future[None]:
+        """Return a future that is done when the claim is granted and fails when it is refused."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settled[claim.claim_id] = future
+        return future
+
+    def settle(self, claim_id: str, refusal: GpuPredictError | None = None) -> None:
+        """Tell whoever waits for a claim how it ended."""
+        future = self._settled.pop(claim_id, None)
+        if future is None or future.done():
+            return
+        if refusal is None:
+            future.set_result(None)
+        else:
+            future.set_exception(refusal)
+
+    async def reclaim(self, kernel_id: str, reason: str, *, wait: bool = False) -> int:
+        """Suspend a kernel in place, as a plan would, and return the bytes that became free."""
+        return await self._reconciler.reclaim(kernel_id, reason, wait=wait)
+
+    # ------------------------------------------------------------------ GPUs
+
+    def gpu(self, uuid: str) -> GpuStatus:
+        """Return a GPU's status.
+
+        Raises
+        ------
+        NotFoundError
+            If there is no such GPU.
+        """
+        for status in self.statuses:
+            if status.uuid == uuid:
+                return status
+        known = ", ".join(s.uuid for s in self.statuses) or "none"
+        raise NotFoundError(f"GPU {uuid!r} does not exist; known GPUs: {known}")
+
+    def cordon(self, uuid: str, reason: str) -> None:
+        """Give no new leases on a GPU."""
+        self.gpu(uuid)
+        if uuid not in self.cordoned:
+            self.cordoned[uuid] = reason
+            self.event("cordoned", gpu_uuid=uuid, reason=reason)
+            self.wake()
+
+    def uncordon(self, uuid: str) -> None:
+        """Give leases on a GPU again; a health verdict is forgotten and made anew."""
+        self.gpu(uuid)
+        self.draining.discard(uuid)
+        if self.cordoned.pop(uuid, None) is not None:
+            self.risks.pop(uuid, None)
+            self.event("uncordoned", gpu_uuid=uuid)
+        self.wake()
+
+    def drain(self, uuid: str, reason: str) -> None:
+        """Cordon a GPU and move its kernels off it."""
+        self.cordon(uuid, reason)
+        self.draining.add(uuid)
+        self.wake()
+
+    def cap_bytes(self, gpu_uuid: str, kernel_id: str) -> int:
+        """Return what a kernel may take at most: all that no other lease holds."""
+        status = self.gpu(gpu_uuid)
+        others = sum(x.held_bytes for x in self.leases.on(gpu_uuid) if x.kernel_id != kernel_id)
+        return max(0, status.total_bytes - others)
+
+    def learned(self, kind: Transfer, moved_bytes: int, seconds: float) -> None:
+        """Learn a bandwidth from a measured suspend or restore."""
+        if moved_bytes > 0 and seconds > 0:
+            self.bandwidths = learn(self.bandwidths, kind, moved_bytes, seconds)
+
+    def configure(self, changes: Mapping[str, Any]) -> PolicySettings:
+        """Change the live policy's settings."""
+        self.settings = replace(self.settings, **changes)
+        self.event("policy", **dict(changes))
+        self.wake()
+        return self.settings
+
+    # ------------------------------------------------------------------ forecasts
+
+    def _refresh_forecasts(self) -> None:
+        now = self.clock()
+        for record in self.kernels.values():
+            if now < record.next_forecast_s or record.kernel_id in self._forecasts:
+                continue
+            record.next_forecast_s = now + self._forecast_interval_s
+            task = asyncio.ensure_future(self._forecast(record, now))
+            self._forecasts[record.kernel_id] = task
+            task.add_done_callback(lambda _, k=record.kernel_id: self._forecasts.pop(k, None))
+
+    async def _forecast(self, record: KernelRecord, now: float) -> None:
+        runs = list(record.runs)
+        prior: list[CellRun] = []
+        basis = "kernel"
+        if len(runs) < 3:
+            prior, basis = await asyncio.to_thread(self._prior, record)
+        try:
+            forecast = await self.forecasting.refresh(
+                record.kernel_id, list(record.samples), runs, prior, basis, now
+            )
+        except GpuPredictError as error:
+            log.warning("No forecast for kernel %s: %s", record.kernel_id, error)
+            return
+        if record.kernel_id not in self.kernels:
+            return
+        record.forecast = forecast
+        self.event(
+            "forecast",
+            kernel_id=record.kernel_id,
+            notebook=record.notebook,
+            model=forecast.model,
+            basis=forecast.basis,
+            pinball=forecast.backtest.pinball if forecast.backtest else None,
+            candidates={c.model: round(c.pinball, 6) for c in forecast.candidates},
+            need_15s=forecast.need_probability(15),
+            memory_high_bytes=int(forecast.memory_bytes(60).high),
+        )
+
+    def _prior(self, record: KernelRecord) -> tuple[list[CellRun], str]:
+        """Return what is known of the same notebook, or of the same cells, from earlier kernels."""
+        if record.notebook is not None:
+            runs = self.store.cell_runs(notebook=record.notebook)
+            runs = [r for r in runs if r.kernel_id != record.kernel_id]
+            if runs:
+                return runs, "notebook"
+        digests = [r.digest for r in record.runs]
+        runs = self.store.cell_runs(digests=digests) if digests else []
+        runs = [r for r in runs if r.kernel_id != record.kernel_id]
+        return runs, "cells" if runs else "none"

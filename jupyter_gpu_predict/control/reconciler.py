@@ -1,0 +1,371 @@
+"""Carry a plan out, action by action, and book what really happened."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from ..core.migration.cost import Transfer
+from ..core.model import (
+    Action,
+    Bind,
+    Cordon,
+    LeaseState,
+    Migrate,
+    Plan,
+    Prebind,
+    Queue,
+    Reclaim,
+    Refuse,
+    Release,
+    Resize,
+    TakeSnapshot,
+)
+from ..errors import ConflictError, GpuPredictError, UnsatisfiableError
+from .records import KernelRecord
+
+if TYPE_CHECKING:
+    from .loop import ControlLoop
+
+log = logging.getLogger(__name__)
+
+MOVE_RETRY_S = 10.0
+"""How long after a failed move the next one of the same kernel may start."""
+
+
+class PlanOvertaken(Exception):  # noqa: N818 - not a fault: the world moved on
+    """An action did not succeed, so that what follows in the plan no longer holds."""
+
+
+class Reconciler:
+    """Turns actions into requests to kernels; only what succeeded is booked."""
+
+    def __init__(self, loop: ControlLoop) -> None:
+        self.loop = loop
+        self._background: set[asyncio.Task[None]] = set()
+        self._move_again_s: dict[str, float] = {}
+
+    async def carry_out(self, plan: Plan) -> None:
+        """Carry out `plan` in order; stop where it no longer holds and ask for another."""
+        for action in plan.actions:
+            try:
+                await self._do(action)
+            except PlanOvertaken as why:
+                log.debug("Plan dropped at %s: %s", type(action).__name__, why)
+                self.loop.wake()
+                return
+
+    async def close(self) -> None:
+        """Cancel what runs in the background."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _do(self, action: Action) -> None:
+        match action:
+            case Bind():
+                await self._bind(action)
+            case Prebind():
+                await self._prebind(action)
+            case Resize():
+                await self._resize(action)
+            case Reclaim():
+                await self._reclaim(action)
+            case Release():
+                await self._release(action)
+            case Queue():
+                await self._queue(action)
+            case Refuse():
+                await self._refuse(action)
+            case Cordon():
+                self.loop.cordon(action.gpu_uuid, action.reason)
+            case TakeSnapshot():
+                self._take_snapshot(action)
+            case Migrate():
+                self._migrate(action)
+
+    # ------------------------------------------------------------------ grants
+
+    async def _bind(self, action: Bind) -> None:
+        loop = self.loop
+        claim = loop.claims.get(action.claim_id)
+        record = loop.kernels.get(action.kernel_id)
+        if claim is None or record is None:
+            raise PlanOvertaken("the claim is gone")
+        before = loop.leases.get(action.kernel_id)
+        lease = await loop.leases.bind(action.kernel_id, action.gpu_uuid, action.bytes)
+        try:
+            await record.port.bind(
+                lease,
+                cap_bytes=loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
+                claim_id=claim.claim_id if claim.origin == "cell" else None,
+                restore=claim.origin != "cell" and record.suspended_bytes > 0,
+                peaks=record.peaks,
+            )
+        except GpuPredictError as error:
+            loop.claim_ended(claim.claim_id, str(error))
+            await self._unbind(record, before.state if before else None)
+            raise PlanOvertaken(str(error)) from error
+        loop.claims.pop(claim.claim_id, None)
+        loop.settle(claim.claim_id)
+        record.decided(loop.clock(), "bind", action.reason)
+        loop.event(
+            "bound",
+            kernel_id=record.kernel_id,
+            notebook=record.notebook,
+            gpu_uuid=lease.gpu_uuid,
+            bytes=lease.bytes,
+            claim_id=claim.claim_id,
+            waited_s=loop.clock() - claim.made_s,
+            origin=claim.origin,
+            reason=action.reason,
+        )
+
+    async def _unbind(self, record: KernelRecord, before: LeaseState | None) -> None:
+        """Put a lease that nobody took back to what it was."""
+        loop = self.loop
+        if before is LeaseState.SUSPENDED and record.suspended_bytes > 0:
+            epoch = await loop.leases.next_epoch_for_suspend(record.kernel_id)
+            await loop.leases.suspend(record.kernel_id, epoch, record.used_bytes)
+        elif before is None:
+            await loop.leases.release(record.kernel_id)
+        elif (lease := loop.leases.get(record.kernel_id)) is not None:
+            await loop.leases.resize(record.kernel_id, min(lease.bytes, record.used_bytes))
+
+    async def _prebind(self, action: Prebind) -> None:
+        loop = self.loop
+        record = self._idle(action.kernel_id)
+        if record.suspended_bytes == 0:
+            expires = loop.clock() + loop.settings.reservation_s
+            await loop.leases.reserve(record.kernel_id, action.gpu_uuid, action.bytes, expires)
+            self._prebound(record, action, 0)
+            return
+        lease = await loop.leases.bind(record.kernel_id, action.gpu_uuid, action.bytes)
+        record.working = "prebind"
+
+        async def restore() -> None:
+            try:
+                answer = await record.port.bind(
+                    lease,
+                    cap_bytes=loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
+                    claim_id=None,
+                    restore=True,
+                    peaks=record.peaks,
+                )
+            except GpuPredictError as error:
+                log.warning("Pre-bind of kernel %s failed: %s", record.kernel_id, error)
+                record.working = None
+                await self._unbind(record, LeaseState.SUSPENDED)
+                return
+            record.working = None
+            self._prebound(record, action, int(answer.get("restored_bytes", 0)))
+
+        self._spawn(restore())
+
+    def _prebound(self, record: KernelRecord, action: Prebind, restored: int) -> None:
+        record.prebound = not record.busy
+        record.decided(self.loop.clock(), "prebind", action.reason)
+        self.loop.event(
+            "prebound",
+            kernel_id=record.kernel_id,
+            notebook=record.notebook,
+            gpu_uuid=action.gpu_uuid,
+            bytes=action.bytes,
+            restored_bytes=restored,
+            reason=action.reason,
+        )
+        self.loop.wake()
+
+    async def _resize(self, action: Resize) -> None:
+        loop = self.loop
+        record = loop.kernels.get(action.kernel_id)
+        if record is None or loop.leases.get(action.kernel_id) is None:
+            raise PlanOvertaken("the kernel is gone")
+        lease = await loop.leases.resize(action.kernel_id, action.bytes)
+        record.decided(loop.clock(), "resize", action.reason)
+        loop.event(
+            "resized",
+            kernel_id=record.kernel_id,
+            gpu_uuid=lease.gpu_uuid,
+            bytes=lease.bytes,
+            reason=action.reason,
+        )
+        try:
+            await record.port.bind(
+                lease,
+                cap_bytes=loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
+                claim_id=None,
+                restore=False,
+                peaks={},
+            )
+        except GpuPredictError as error:
+            raise PlanOvertaken(str(error)) from error
+
+    async def _queue(self, action: Queue) -> None:
+        loop = self.loop
+        record, claim = loop.kernels.get(action.kernel_id), loop.claims.get(action.claim_id)
+        if record is None or claim is None:
+            return
+        record.decided(loop.clock(), "queue", action.reason)
+        if claim.origin != "cell":
+            return
+
+        async def tell() -> None:
+            try:
+                answer = await record.port.tell_queue(
+                    action.claim_id, action.position, action.expected_wait_s, action.reason
+                )
+            except GpuPredictError as error:
+                log.debug("Kernel %s: %s", record.kernel_id, error)
+                return
+            if not answer.get("waits", True):
+                loop.claim_ended(action.claim_id, "its kernel waits no more")
+
+        self._spawn(tell())
+
+    async def _refuse(self, action: Refuse) -> None:
+        loop = self.loop
+        record, claim = loop.kernels.get(action.kernel_id), loop.claims.pop(action.claim_id, None)
+        if record is None or claim is None:
+            return
+        record.decided(loop.clock(), "refuse", action.reason)
+        loop.event(
+            "claim_refused",
+            kernel_id=record.kernel_id,
+            claim_id=action.claim_id,
+            reason=action.reason,
+        )
+        loop.settle(action.claim_id, UnsatisfiableError(action.reason))
+        if claim.origin == "cell":
+            try:
+                await record.port.refuse(action.claim_id, action.reason)
+            except GpuPredictError as error:
+                log.warning("Kernel %s did not hear its refusal: %s", record.kernel_id, error)
+
+    # ------------------------------------------------------------------ taking back
+
+    async def _reclaim(self, action: Reclaim) -> None:
+        await self.reclaim(action.kernel_id, action.reason, action.for_kernel_id)
+
+    async def reclaim(
+        self,
+        kernel_id: str,
+        reason: str,
+        for_kernel_id: str | None = None,
+        *,
+        wait: bool = False,
+    ) -> int:
+        """Suspend a kernel in place and return the bytes that became free.
+
+        Raises
+        ------
+        PlanOvertaken
+            If the kernel refused or did not answer; nothing was changed.
+        """
+        loop = self.loop
+        record = loop.kernels.get(kernel_id)
+        lease = loop.leases.get(kernel_id)
+        if record is None or lease is None or record.working is not None:
+            raise PlanOvertaken("the kernel is gone or at work")
+        epoch = await loop.leases.next_epoch_for_suspend(kernel_id)
+        record.working = "reclaim"
+        try:
+            answer = await record.port.reclaim(epoch, wait=wait)
+        except GpuPredictError as error:
+            record.keep(str(error), loop.clock())
+            raise PlanOvertaken(str(error)) from error
+        finally:
+            record.working = None
+        freed = int(answer["freed_bytes"])
+        record.used_bytes = int(answer["resident_bytes"])
+        record.suspended_bytes = int(answer["suspended_bytes"])
+        record.prebound = False
+        await loop.leases.suspend(kernel_id, epoch, record.used_bytes)
+        loop.learned(Transfer.SUSPEND, freed, float(answer["seconds"]))
+        record.decided(loop.clock(), "reclaim", reason)
+        loop.event(
+            "reclaimed",
+            kernel_id=kernel_id,
+            notebook=record.notebook,
+            gpu_uuid=lease.gpu_uuid,
+            bytes=freed,
+            resident_bytes=record.used_bytes,
+            kept=answer.get("kept", []),
+            seconds=answer["seconds"],
+            for_kernel_id=for_kernel_id,
+            reason=reason,
+        )
+        return freed
+
+    async def _release(self, action: Release) -> None:
+        loop = self.loop
+        record = loop.kernels.get(action.kernel_id)
+        lease = await loop.leases.release(action.kernel_id)
+        if record is not None and lease is not None:
+            record.prebound = False
+            record.decided(loop.clock(), "release", action.reason)
+            loop.event(
+                "released",
+                kernel_id=record.kernel_id,
+                gpu_uuid=lease.gpu_uuid,
+                bytes=lease.bytes,
+                reason=action.reason,
+            )
+
+    # ------------------------------------------------------------------ moves
+
+    def _take_snapshot(self, action: TakeSnapshot) -> None:
+        loop = self.loop
+        record = loop.kernels.get(action.kernel_id)
+        if record is None or record.working is not None or loop.moves is None:
+            return
+        record.decided(loop.clock(), "snapshot", action.reason)
+        record.last_snapshot_s = loop.clock()
+        moves = loop.moves
+        self._operate(
+            "snapshot",
+            record,
+            lambda: moves.take_snapshot(record.kernel_id, None, action.reason),
+        )
+
+    def _migrate(self, action: Migrate) -> None:
+        loop = self.loop
+        record = loop.kernels.get(action.kernel_id)
+        if record is None or record.working is not None or loop.moves is None:
+            return
+        if loop.clock() < self._move_again_s.get(record.kernel_id, 0.0):
+            return
+        self._move_again_s[record.kernel_id] = loop.clock() + MOVE_RETRY_S
+        record.decided(loop.clock(), "migrate", action.reason)
+        moves = loop.moves
+        self._operate(
+            "migrate",
+            record,
+            lambda: moves.migrate(record.kernel_id, action.target_gpu_uuid, action.reason),
+        )
+
+    def _operate(
+        self,
+        kind: str,
+        record: KernelRecord,
+        work: Callable[[], Awaitable[dict[str, Any]]],
+    ) -> None:
+        try:
+            self.loop.operations.start(kind, record.kernel_id, lambda _: work())
+        except ConflictError as error:
+            log.debug("%s of kernel %s not started: %s", kind, record.kernel_id, error)
+
+    # ------------------------------------------------------------------ helpers
+
+    def _idle(self, kernel_id: str) -> KernelRecord:
+        record = self.loop.kernels.get(kernel_id)
+        if record is None or record.working is not None or record.busy:
+            raise PlanOvertaken("the kernel is gone or at work")
+        return record
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,77 @@
+"""What the loop keeps about each kernel; mutable, and touched by the event loop only."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from ..core.model import CellRun, DemandSample, Forecast
+from .ports import KernelPort
+
+KEEP_RETRY_S = 5.0
+"""How long a kernel that refused to give its memory back is left alone."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about a kernel, and why."""
+
+    t_s: float
+    action: str
+    reason: str
+
+
+@dataclass
+class KernelRecord:
+    """One kernel as the loop knows it."""
+
+    kernel_id: str
+    kernel_name: str
+    notebook: str | None
+    port: KernelPort
+    started_s: float
+    ready: bool = False
+    used_bytes: int = 0
+    suspended_bytes: int = 0
+    running_since_s: float | None = None
+    running_digest: str | None = None
+    last_used_s: float = 0.0
+    pinned: bool = False
+    priority: int = 0
+    queued_runs: int = 0
+    keep_reason: str | None = None
+    keep_until_s: float = 0.0
+    forecast: Forecast | None = None
+    last_snapshot_s: float | None = None
+    working: str | None = None
+    target_gpu_uuid: str | None = None
+    target_bytes: int = 0
+    prebound: bool = False
+    peaks: dict[str, int] = field(default_factory=dict)
+    runs: deque[CellRun] = field(default_factory=lambda: deque(maxlen=500))
+    samples: deque[DemandSample] = field(default_factory=lambda: deque(maxlen=2000))
+    decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=100))
+    next_forecast_s: float = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a cell runs."""
+        return self.running_since_s is not None
+
+    def keeps(self, now_s: float) -> str | None:
+        """Why the kernel's memory must not be taken now."""
+        return self.keep_reason if now_s < self.keep_until_s else None
+
+    def keep(self, reason: str, now_s: float) -> None:
+        """Leave the kernel's memory alone for a while."""
+        self.keep_reason, self.keep_until_s = reason, now_s + KEEP_RETRY_S
+
+    def decided(self, t_s: float, action: str, reason: str) -> None:
+        """Remember a decision for `%gpu why`."""
+        if not self.decisions or self.decisions[-1].reason != reason:
+            self.decisions.append(Decision(t_s, action, reason))
+
+    def usual_duration_s(self, digest: str | None) -> float | None:
+        """Return the median duration of earlier runs of the cell, ``None`` if it never ran."""
+        durations = sorted(r.end_s - r.start_s for r in self.runs if r.digest == digest)
+        return durations[len(durations) // 2] if durations else None

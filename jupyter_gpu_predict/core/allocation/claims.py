@@ -1,0 +1,264 @@
+"""Claims: grant, let wait or refuse, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..model import Claim, GpuView, LeaseState, Queue, Refuse, RiskLevel
+from ..sizes import format_bytes
+from .capacity import (
+    RISK_RANK,
+    Fit,
+    best_fit,
+    matches,
+    takes_new_leases,
+    why_impossible,
+)
+from .ledger import Entry, Ledger, short
+from .victims import Stage, Step, Wish, carry_out, cost_key, obtainable_bytes, room, wait_s
+
+
+def in_order(ledger: Ledger, claims: Iterable[Claim]) -> list[Claim]:
+    """Return claims by priority, then age, then id, and mark their kernels as claimants."""
+    ordered = sorted(claims, key=lambda c: (-c.priority, c.made_s, c.claim_id))
+    for place, claim in enumerate(ordered):
+        entry = ledger.entry(claim.kernel_id)
+        if entry.claim_order is None and claim.deadline_s > ledger.now_s:
+            entry.claim_order = place
+    return ordered
+
+
+def grant_claims(ledger: Ledger, ordered: list[Claim]) -> None:
+    """Plan a bind, a place in the queue or a refusal for each claim."""
+    desk = _Desk(ledger)
+    for place, claim in enumerate(ordered):
+        desk.serve(place, claim)
+
+
+class _Desk:
+    """Serves claims one after the other; remembers who waits for which GPU."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.queued = 0
+        self.backlog: dict[str, int] = {}
+
+    def serve(self, place: int, claim: Claim) -> None:
+        ledger = self.ledger
+        entry = ledger.entry(claim.kernel_id)
+        need = max(claim.bytes, entry.state_bytes)
+        wish = Wish(entry, need, claim.priority, place)
+        refusal = self._refusal(claim, entry, need)
+        if refusal is not None:
+            ledger.actions.append(Refuse(claim.claim_id, claim.kernel_id, refusal))
+        elif entry.moving:
+            self._wait_for_move(claim, entry, need)
+        elif self._holds_it_already(claim, entry, need):
+            pass
+        else:
+            here, elsewhere = self._usable(claim, entry, need)
+            if not self._place(claim, wish, here, elsewhere):
+                self._queue(claim, wish, [*here, *elsewhere])
+
+    # ------------------------------------------------------------------ refusals
+
+    def _refusal(self, claim: Claim, entry: Entry, need: int) -> str | None:
+        ledger, name = self.ledger, short(claim.kernel_id)
+        if claim.deadline_s <= ledger.now_s:
+            late_s = ledger.now_s - claim.made_s
+            return f"Refuse {name}: no {format_bytes(need)} came free in {late_s:.0f} s"
+        if self._holds(entry, need):
+            return None
+        tied = entry.tied_to is not None and not self._may_move(entry)
+        gpu = ledger.gpu_of(entry)
+        if tied and gpu is not None and not entry.moving:
+            if gpu.lost:
+                return (
+                    f"Refuse {name}: its GPU {gpu.uuid} is lost; "
+                    "run the cell again once the kernel has moved"
+                )
+            if need > gpu.total_bytes:
+                return (
+                    f"Refuse {name}: it needs {format_bytes(need)}, and the GPU that holds its "
+                    f"state, {gpu.uuid}, has {format_bytes(gpu.total_bytes)}; migrate it first"
+                )
+            return None
+        why = why_impossible(need, claim.affinity, tuple(ledger.gpus.values()))
+        return None if why is None else f"Refuse {name}: {why}"
+
+    # ------------------------------------------------------------------ grants
+
+    def _holds(self, entry: Entry, need: int) -> bool:
+        gpu = self.ledger.gpu_of(entry)
+        return (
+            gpu is not None
+            and not gpu.lost
+            and entry.state is LeaseState.BOUND
+            and entry.held >= need
+            and entry.suspended == 0
+        )
+
+    def _holds_it_already(self, claim: Claim, entry: Entry, need: int) -> bool:
+        gpu = self.ledger.gpu_of(entry)
+        if gpu is None or not self._holds(entry, need):
+            return False
+        if not matches(gpu, claim.affinity) and (entry.tied_to is None or self._may_move(entry)):
+            return False
+        name, size = short(claim.kernel_id), format_bytes(entry.held)
+        reason = f"{name} holds {size} on {gpu.uuid} already and needs {format_bytes(need)}"
+        self.ledger.bind(entry, gpu, entry.held, claim.claim_id, reason)
+        return True
+
+    def _may_move(self, entry: Entry) -> bool:
+        kernel = entry.kernel
+        return kernel.movable and kernel.has_agent and kernel.keep_reason is None
+
+    def _usable(self, claim: Claim, entry: Entry, need: int) -> tuple[list[GpuView], list[GpuView]]:
+        """Return the GPUs the kernel can be bound on, and those it would have to move to."""
+        open_gpus = [
+            g
+            for g in self.ledger.gpus.values()
+            if takes_new_leases(g) and g.total_bytes >= need and matches(g, claim.affinity)
+        ]
+        if entry.tied_to is None:
+            return open_gpus, []
+        own = self.ledger.gpu_of(entry)
+        if own is None or not self._may_move(entry):
+            # Its state is there already, cordon or risk or not, and only the end of the waiting
+            # cell lets it be moved away.
+            return [] if own is None or own.lost else [own], []
+        others = [g for g in open_gpus if g.uuid != own.uuid]
+        stays = (
+            not own.lost
+            and own.total_bytes >= need
+            and (own.risk is not RiskLevel.CRITICAL or not others)
+            and matches(own, claim.affinity)
+        )
+        return [own] if stays else [], others
+
+    def _place(
+        self, claim: Claim, wish: Wish, here: list[GpuView], elsewhere: list[GpuView]
+    ) -> bool:
+        return (
+            self._take_free(claim, wish, here, move=False)
+            or self._make_room(claim, wish, here, Stage.IDLE, move=False)
+            or self._take_free(claim, wish, elsewhere, move=True)
+            or self._make_room(claim, wish, elsewhere, Stage.IDLE, move=True)
+            or self._make_room(claim, wish, here, Stage.WAITING, move=False)
+            or self._make_room(claim, wish, elsewhere, Stage.WAITING, move=True)
+        )
+
+    def _own_bytes(self, entry: Entry, gpu: GpuView) -> int:
+        return entry.held if entry.gpu_uuid == gpu.uuid else 0
+
+    def _deficit(self, wish: Wish, gpu: GpuView) -> int | None:
+        """Return the bytes that are missing on a GPU, ``None`` if an earlier claim waits there."""
+        own = self._own_bytes(wish.entry, gpu)
+        if gpu.uuid in self.ledger.blocked and wish.bytes > own:
+            return None
+        return wish.bytes - own - self.ledger.free[gpu.uuid]
+
+    def _take_free(self, claim: Claim, wish: Wish, gpus: list[GpuView], *, move: bool) -> bool:
+        fits = []
+        for gpu in gpus:
+            deficit = self._deficit(wish, gpu)
+            if deficit is not None and deficit <= 0:
+                duty = self.ledger.duty_sum(gpu.uuid, wish.entry)
+                fits.append(Fit(gpu, -deficit, duty, gpu.uuid == wish.entry.gpu_uuid))
+        fit = best_fit(fits, self.ledger.settings.max_duty)
+        if fit is None:
+            return False
+        self._grant(claim, wish, fit.gpu, [], move=move)
+        return True
+
+    def _make_room(
+        self, claim: Claim, wish: Wish, gpus: list[GpuView], last: Stage, *, move: bool
+    ) -> bool:
+        ways: list[tuple[GpuView, list[Step]]] = []
+        for gpu in gpus:
+            deficit = self._deficit(wish, gpu)
+            if deficit is None:
+                continue
+            steps = room(self.ledger, gpu.uuid, deficit, wish, last=last)
+            if steps is not None:
+                ways.append((gpu, steps))
+        if not ways:
+            return False
+        gpu, steps = min(
+            ways, key=lambda w: (cost_key(w[1])[0], RISK_RANK[w[0].risk], *cost_key(w[1])[1:])
+        )
+        self._grant(claim, wish, gpu, steps, move=move)
+        return True
+
+    def _grant(
+        self, claim: Claim, wish: Wish, gpu: GpuView, steps: list[Step], *, move: bool
+    ) -> None:
+        ledger, entry = self.ledger, wish.entry
+        name, size = short(claim.kernel_id), format_bytes(wish.bytes)
+        carry_out(ledger, steps, claim.kernel_id, f"because {name} claims {size}")
+        if move:
+            source = entry.gpu_uuid
+            reason = f"Move {name} from {source} to {gpu.uuid}, where there is room for {size}"
+            ledger.migrate(entry, gpu, wish.bytes, reason)
+            self._queued(claim, entry.kernel.restore_cost_s, f"{name} moves to {gpu.uuid} first")
+            return
+        back = f", {format_bytes(entry.suspended)} of it to bring back" if entry.suspended else ""
+        left = ledger.free[gpu.uuid] + self._own_bytes(entry, gpu) - wish.bytes
+        reason = f"Bind {size} on {gpu.uuid} to {name}{back} ({format_bytes(left)} stay free)"
+        ledger.bind(entry, gpu, wish.bytes, claim.claim_id, reason)
+
+    # ------------------------------------------------------------------ waiting
+
+    def _wait_for_move(self, claim: Claim, entry: Entry, need: int) -> None:
+        target = entry.kernel.target_gpu_uuid
+        if target in self.ledger.gpus and need > entry.kernel.target_bytes:
+            self._block(target, claim, need - entry.kernel.target_bytes)
+        reason = f"{short(claim.kernel_id)} moves to another GPU first"
+        self._queued(claim, None, reason)
+
+    def _queue(self, claim: Claim, wish: Wish, gpus: list[GpuView]) -> None:
+        name, size = short(claim.kernel_id), format_bytes(wish.bytes)
+        if not gpus:
+            reason = f"{name} waits for {size}: each GPU for it is cordoned, lost or at risk"
+            self._queued(claim, None, reason)
+            return
+        waits: list[float] = []
+        hopeful: list[GpuView] = []
+        for gpu in gpus:
+            if obtainable_bytes(self.ledger, gpu.uuid, wish) < wish.bytes:
+                continue
+            hopeful.append(gpu)
+            own = self._own_bytes(wish.entry, gpu)
+            missing = wish.bytes - own - self.ledger.free[gpu.uuid]
+            ahead = self.backlog.get(gpu.uuid, 0)
+            wait = wait_s(self.ledger, gpu.uuid, missing + ahead, wish)
+            if wait is not None:
+                waits.append(wait)
+        for gpu in hopeful:
+            self._block(gpu.uuid, claim, wish.bytes - self._own_bytes(wish.entry, gpu))
+        if not hopeful:
+            reason = (
+                f"{name} waits for {size}: what is pinned, of higher priority or cannot be taken "
+                "back leaves too little"
+            )
+            self._queued(claim, None, reason)
+            return
+        ahead_of = {self.ledger.blocked[g.uuid].kernel_id for g in hopeful} - {claim.kernel_id}
+        most = max(self._within_reach(wish, g) for g in hopeful)
+        behind = f", behind {', '.join(sorted(map(short, ahead_of)))}" if ahead_of else ""
+        reason = f"{name} waits for {size}: {format_bytes(most)} are free{behind}"
+        restore_s = wish.entry.kernel.restore_cost_s if wish.entry.suspended else 0.0
+        self._queued(claim, min(waits) + restore_s if waits else None, reason)
+
+    def _within_reach(self, wish: Wish, gpu: GpuView) -> int:
+        return max(0, self.ledger.free[gpu.uuid]) + self._own_bytes(wish.entry, gpu)
+
+    def _block(self, uuid: str, claim: Claim, size: int) -> None:
+        self.ledger.blocked.setdefault(uuid, claim)
+        self.backlog[uuid] = self.backlog.get(uuid, 0) + max(0, size)
+
+    def _queued(self, claim: Claim, expected_wait_s: float | None, reason: str) -> None:
+        self.queued += 1
+        self.ledger.actions.append(
+            Queue(claim.claim_id, claim.kernel_id, self.queued, expected_wait_s, reason)
+        )

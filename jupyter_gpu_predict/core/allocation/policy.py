@@ -1,0 +1,35 @@
+"""The default policy: `decide(view) -> plan`, a pure function."""
+
+from __future__ import annotations
+
+from ..model import ClusterView, Plan
+from .claims import grant_claims, in_order
+from .ledger import Ledger
+from .prebind import prebind
+from .pressure import expire_reservations, relieve_overcommit
+from .risk_moves import cordon_failing, leave_failing, snapshot_at_warning
+
+
+def decide(view: ClusterView) -> Plan:
+    """Return what to do about the cluster as `view` shows it.
+
+    The actions are to be carried out in order; after one that fails the rest no longer holds, and
+    the next decision starts from a fresh view. The same view always gives the same plan.
+
+    - Memory is held while nobody else needs it. Under pressure slack goes first, then
+      reservations, then idle kernels, the least recently used first.
+    - GPUs on which hard evidence speaks of failure are cordoned and left.
+    - Claims are served by priority and age, and a later one passes an earlier one only where it
+      takes nothing the earlier could use. No claim waits beside memory it may have.
+    - What is left over is used ahead of need where forecasts make that worth its cost.
+    """
+    ledger = Ledger(view)
+    ordered = in_order(ledger, view.claims)
+    cordon_failing(ledger)
+    expire_reservations(ledger)
+    leave_failing(ledger)
+    relieve_overcommit(ledger)
+    grant_claims(ledger, ordered)
+    prebind(ledger)
+    snapshot_at_warning(ledger)
+    return Plan(view.now_s, tuple(ledger.actions))

@@ -1,0 +1,354 @@
+"""The agent inside a kernel: gate, guards, offload and the kernel link, put together."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.trace.digest import source_digest
+from ..errors import KernelLinkError, StaleEpochError
+from .gate import ClaimRefused, Gate, Grant, install_refusal, refusing
+from .guard import install_guards
+from .link import KernelLink
+from .messages import DemandMessage, StateMessage
+from .needs import stated_in
+from .orphan import OrphanWatch
+from .recorder import Recorder
+
+_MENTIONS = re.compile(
+    r"\b(torch|cuda|cupy|jax|tensorflow|keras|cudf|cuml|numba|triton|transformers|lightning|xgboost)\b"
+)
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What the server tells the agent at boot.
+
+    `device` is ``"cuda"``, or ``"simulated"`` where torch's CPU memory stands in for a GPU's.
+    """
+
+    kernel_id: str
+    device: str
+    gpu_uuid: str | None
+    simulated: bool
+    lease_bytes: int
+    epoch: int
+    spill_dir: str
+    snapshot_folder: str
+    key_path: str
+    dill_dir: str
+    claim_deadline_s: float = 300.0
+    notebook: str | None = None
+    server_pid: int = 0
+    orphan_timeout_s: float = 3600.0
+    peaks: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class LeaseNote:
+    """What the kernel knows of its lease."""
+
+    gpu_uuid: str | None
+    bytes: int
+    epoch: int
+
+
+@dataclass
+class Stated:
+    """What the user stated with `%gpu need` or `%%gpu need`."""
+
+    bytes: int = 0
+    priority: int = 0
+    affinity: str | None = None
+    critical: bool = False
+
+
+class Agent:
+    """One kernel's side of the bargain: claim before use, give back when asked, lose nothing."""
+
+    def __init__(self, shell: Any, config: AgentConfig) -> None:
+        self.shell = shell
+        self.kernel = shell.kernel
+        self.config = config
+        self.lease = LeaseNote(config.gpu_uuid, config.lease_bytes, config.epoch)
+        self.peaks = dict(config.peaks)
+        self.stated = Stated()
+        self.environ_at_start = dict(os.environ)
+        self.lock = threading.RLock()
+        self.active = 0
+        self.held = False
+        self._unheld: asyncio.Event | None = None
+        self._offloader: Any = None
+        self.link = KernelLink(self.kernel)
+        self.gate = Gate(self.link, config.claim_deadline_s)
+        self.recorder = Recorder(self)
+        self.orphan_watch = OrphanWatch(self)
+
+    # ------------------------------------------------------------------ install
+
+    def install(self) -> None:
+        """Take the kernel's hooks."""
+        from . import requests
+        from .magics import register
+        from .offload import install_export_tracking
+
+        install_refusal(self.shell)
+        install_guards(self.kernel, self)
+        self._inner_execute = self.kernel.do_execute
+        self.kernel.do_execute = self._do_execute
+        requests.register(self)
+        register(self.shell, self)
+        install_export_tracking()
+        self.orphan_watch.start()
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def offloader(self) -> Any:
+        """The in-place offload engine; made on first use, because it needs torch loaded."""
+        if self._offloader is None:
+            from .offload import Offloader
+
+            self._offloader = Offloader(self.config.device, self.config.spill_dir)
+        return self._offloader
+
+    @property
+    def suspended(self) -> bool:
+        """Whether device memory of this kernel was taken back."""
+        return self._offloader is not None and self._offloader.suspended_bytes > 0
+
+    @property
+    def suspended_bytes(self) -> int:
+        """Bytes that were taken back and wait in host memory."""
+        return self._offloader.suspended_bytes if self._offloader is not None else 0
+
+    def check_epoch(self, epoch: int) -> None:
+        """Refuse a command older than the newest this kernel has seen."""
+        if epoch < self.lease.epoch:
+            raise StaleEpochError(
+                f"kernel {self.config.kernel_id}: command of epoch {epoch} is older than the "
+                f"lease's epoch {self.lease.epoch}; it was ignored"
+            )
+
+    def touching(self, delta: int) -> None:
+        """Count handlers that may be touching user objects."""
+        with self.lock:
+            self.active += delta
+
+    def notify_state(self, event: str, **extra: Any) -> None:
+        """Tell the server that something about this kernel changed."""
+        self.link.notify(
+            StateMessage(
+                event=event,
+                busy=self.active > 0,
+                used_bytes=self.recorder.used_bytes,
+                suspended_bytes=self.suspended_bytes,
+                epoch=self.lease.epoch,
+                pid=os.getpid(),
+                **extra,
+            )
+        )
+
+    def notify_demand(self, keep_reason: str | None = None) -> None:
+        """Tell the server what this kernel holds."""
+        self.link.notify(DemandMessage(self.recorder.used_bytes, self.suspended_bytes, keep_reason))
+
+    # ------------------------------------------------------------------ holding for a move
+
+    def hold(self) -> None:
+        """Let no further shell message be handled, until `unhold`."""
+        self.gate.clear_notes()
+        self.held = True
+        self._unheld = asyncio.Event()
+
+    def unhold(self) -> None:
+        """Go on as if nothing had been."""
+        self.held = False
+        if self._unheld is not None:
+            self._unheld.set()
+
+    async def pass_hold(self) -> None:
+        """Wait while the kernel is held for a move."""
+        while self.held and self._unheld is not None:
+            await self._unheld.wait()
+
+    # ------------------------------------------------------------------ cells
+
+    async def _do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> Any:
+        why: str | None = None
+        try:
+            await self._admit(code, args, kwargs)
+        except ClaimRefused as refused:
+            why = str(refused)
+            self.touching(1)
+        with self._never_in_the_way("the start of a cell"):
+            self.recorder.begin(None if silent else code, kwargs.get("cell_id"))
+        reply: dict[str, Any] = {}
+        try:
+            with refusing(why):
+                reply = await self._inner_execute(code, silent, *args, **kwargs)
+        finally:
+            self.touching(-1)
+            with self._never_in_the_way("the end of a cell"):
+                self.recorder.end(reply, refused=why is not None)
+        return reply
+
+    @contextlib.contextmanager
+    def _never_in_the_way(self, what: str) -> Iterator[None]:
+        """Log a fault of our bookkeeping instead of letting it cost the user a reply."""
+        try:
+            yield
+        except Exception:
+            self.kernel.log.exception("gpu-predict: %s was not recorded", what)
+
+    async def _admit(self, code: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let the cell in once its memory is there; counts it as touching on return."""
+        stated = self._stated_by(code)
+        while True:
+            with self.lock:
+                wanted = self._wanted_bytes(code, args, kwargs, stated.bytes)
+                if wanted is None:
+                    self.active += 1
+                    return
+            grant = await self.gate.claim(
+                wanted,
+                priority=stated.priority,
+                affinity=self._affinity(stated),
+                critical=stated.critical,
+            )
+            await self.pass_hold()
+            with self.lock:
+                self._take(grant)
+                if not self.suspended or self.restore_now("cell"):
+                    self.active += 1
+                    return
+
+    def _wanted_bytes(
+        self, code: str, args: tuple[Any, ...], kwargs: dict[str, Any], stated: int
+    ) -> int | None:
+        """Return the bytes to claim before `code` runs, or ``None`` to run it at once."""
+        if threading.current_thread() is self.kernel.control_thread:
+            return None
+        expressions = kwargs.get("user_expressions") or (args[1] if len(args) > 1 else None)
+        if self.suspended:
+            if not expressions and not self._runs(code):
+                return None
+            resident = self.recorder.used_bytes
+            return max(self.suspended_bytes + resident, self._expected(code), stated)
+        if not stated and "torch" not in sys.modules and not _MENTIONS.search(code):
+            return None
+        expected = max(self._expected(code), stated)
+        if expected > self.lease.bytes or self.lease.gpu_uuid is None:
+            return max(expected, self.recorder.used_bytes, 1) if self._runs(code) else None
+        return None
+
+    def _expected(self, code: str) -> int:
+        return self.peaks.get(source_digest(code), 0)
+
+    def _stated_by(self, code: str) -> Stated:
+        """What the cell states in itself, or else what the user stated before."""
+        need = stated_in(code) if "%gpu" in code else None
+        if need is None:
+            return self.stated
+        return Stated(need.bytes, need.priority, need.affinity, need.critical)
+
+    def _runs(self, code: str) -> bool:
+        """Whether `code` is something that runs; a syntax error must not wait for a GPU."""
+        try:
+            return bool(ast.parse(self.shell.transform_cell(code)).body)
+        except Exception:
+            return False
+
+    def _affinity(self, stated: Stated | None = None) -> str | None:
+        torch = sys.modules.get("torch")
+        if self.config.device == "cuda" and torch is not None and torch.cuda.is_initialized():
+            # CUDA_VISIBLE_DEVICES has no effect any more in this process.
+            return self.lease.gpu_uuid
+        return None if stated is None else stated.affinity
+
+    def _take(self, grant: Grant) -> None:
+        self.check_epoch(grant.epoch)
+        self.lease = LeaseNote(grant.gpu_uuid, grant.bytes, grant.epoch)
+        if self.config.device == "cuda":
+            torch = sys.modules.get("torch")
+            if torch is None or not torch.cuda.is_initialized():
+                os.environ["CUDA_VISIBLE_DEVICES"] = grant.gpu_uuid
+
+    def cap(self, cap_bytes: int | None) -> None:
+        """Let torch's allocator take at most `cap_bytes`; queued, since it would start CUDA."""
+        torch = sys.modules.get("torch")
+        if cap_bytes is None or self.config.device != "cuda" or torch is None:
+            return
+
+        def apply() -> None:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total), 0)
+
+        torch.cuda._lazy_call(apply)
+
+    # ------------------------------------------------------------------ memory
+
+    def restore_now(self, cause: str) -> bool:
+        """Bring suspended state back in this thread; true when nothing is suspended any more."""
+        with self.lock:
+            if not self.suspended:
+                return True
+            report = self.offloader.restore()
+            self.recorder.measure()
+            self.notify_state("restored", seconds=report.seconds, bytes=report.bytes)
+            self.link.kernel.log.debug("gpu-predict: restored %d bytes for %s", report.bytes, cause)
+            return not self.suspended
+
+    async def before_touch(self, msg_type: str) -> None:
+        """Bring suspended state back for a comm or the debugger, if it can be had in time.
+
+        When it cannot, the message goes ahead on the host copy, which is just as right.
+        """
+        try:
+            grant = await self.gate.claim(
+                self.suspended_bytes + self.recorder.used_bytes,
+                affinity=self._affinity(),
+                deadline_s=min(30.0, self.config.claim_deadline_s),
+                show=False,
+            )
+        except ClaimRefused as refused:
+            self.kernel.log.warning("gpu-predict: %s runs on the host copy: %s", msg_type, refused)
+            return
+        with self.lock:
+            self._take(grant)
+            self.restore_now(msg_type)
+
+    def keep_reason(self) -> str | None:
+        """Why this kernel's memory must not be taken back now, in one sentence."""
+        from .offload import tasks_at_work, threads_at_work
+
+        reasons = (*threads_at_work(), *tasks_at_work(self.kernel.io_loop.asyncio_loop))
+        return "; ".join(reasons) if reasons else None
+
+
+def start(shell: Any, config: dict[str, Any]) -> Agent:
+    """Install the agent into `shell`'s kernel; a second call leaves the first one be.
+
+    Raises
+    ------
+    KernelLinkError
+        If the kernel is no ipykernel of version 7 or later.
+    """
+    kernel = getattr(shell, "kernel", None)
+    if kernel is None or not hasattr(kernel, "_main_asyncio_lock"):
+        raise KernelLinkError("the agent needs ipykernel >= 7; update it in this environment")
+    present: Agent | None = getattr(kernel, "_gpu_predict_agent", None)
+    if present is not None:
+        return present
+    agent = Agent(shell, AgentConfig(**config))
+    agent.install()
+    kernel._gpu_predict_agent = agent
+    return agent

@@ -1,0 +1,296 @@
+"""`%gpu` and `%%gpu`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..core.sizes import format_bytes
+from ..errors import BadInputError, GpuPredictError
+from .needs import parse_need
+from .views import GpuResult
+
+if TYPE_CHECKING:
+    from .agent import Agent
+
+HELP = """\
+%gpu                       this kernel's lease and all GPUs
+%gpu forecast              what this kernel will need, by which model, with its score
+%gpu need 12GiB [--priority low|normal|high] [--prefer GPU] [--critical]
+                           state what the next cells need; this cell waits for it
+%gpu pin | unpin           never take this kernel's memory back | do so again
+%gpu release               give this kernel's memory back after this cell; its state is kept
+%gpu snapshot [NAME]       save this session
+%gpu snapshots             list the saved sessions
+%gpu restore NAME          bring a saved session back into this kernel
+%gpu migrate [GPU]         move this kernel to another GPU after this cell
+%gpu why                   what was decided about this kernel, and why
+%gpu history               what happened to this kernel
+%gpu help                  this page
+%%gpu need 12GiB           state what this one cell needs"""
+
+
+def register(shell: Any, agent: Agent | None) -> None:
+    """Register the magics with `shell`; without an agent they show local GPUs only."""
+    from IPython.core.error import UsageError
+
+    def guarded(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except GpuPredictError as error:
+            raise UsageError(str(error)) from None
+
+    def gpu(line: str, cell: str | None = None) -> Any:
+        """Show and steer this kernel's GPU; `%gpu help` lists what it can do."""
+        if cell is None:
+            return guarded(lambda: Commands(shell, agent).run(line))
+        return guarded(lambda: Commands(shell, agent).run_cell(line, cell))
+
+    shell.register_magic_function(gpu, magic_kind="line_cell", magic_name="gpu")
+
+
+class Commands:
+    """One method per command."""
+
+    def __init__(self, shell: Any, agent: Agent | None) -> None:
+        self.shell = shell
+        self.agent = agent
+
+    def run(self, line: str) -> GpuResult:
+        """Run a line."""
+        word, _, rest = line.strip().partition(" ")
+        command = getattr(self, f"do_{word or 'status'}", None)
+        if command is None:
+            raise BadInputError(f"%gpu {word}: there is no such command; `%gpu help` lists them")
+        result: GpuResult = command(rest.strip())
+        return result
+
+    def run_cell(self, line: str, cell: str) -> Any:
+        """Run a cell whose need the gate has already claimed."""
+        word, _, rest = line.strip().partition(" ")
+        if word != "need":
+            raise BadInputError(f"%%gpu {word}: only `%%gpu need SIZE` can stand above a cell")
+        parse_need(rest)
+        self._link()
+        self.shell.run_cell(cell, store_history=False)
+        return None
+
+    def _link(self) -> Agent:
+        if self.agent is None:
+            raise GpuPredictError(
+                "no Jupyter server with jupyter_gpu_predict runs this kernel, so nothing is "
+                "predicted, bound or reclaimed here; `%gpu` alone shows this machine's GPUs"
+            )
+        return self.agent
+
+    def _ask(self, method: str, **params: Any) -> Any:
+        return self._link().link.call(method, params)
+
+    # ------------------------------------------------------------------ looking
+
+    def do_help(self, _: str) -> GpuResult:
+        """List the commands."""
+        return GpuResult(HELP)
+
+    def do_status(self, _: str) -> GpuResult:
+        """Show this kernel's lease and all GPUs."""
+        if self.agent is None:
+            return _local_gpus()
+        data = self._ask("status")
+        kernel, lease = data["kernel"], data["kernel"]["lease"]
+        title = f"GPU: {kernel['state']}"
+        if lease is not None:
+            title += f" on {lease['gpu_uuid']}, {format_bytes(lease['bytes'])} set aside"
+        title += f"; {format_bytes(kernel['used_bytes'])} in use"
+        if kernel["suspended_bytes"]:
+            title += f", {format_bytes(kernel['suspended_bytes'])} suspended"
+        rows = [
+            (
+                g["uuid"],
+                g["name"],
+                f"{format_bytes(g['held_bytes'])} of {format_bytes(g['total_bytes'])}",
+                "lost" if g["lost"] else "cordoned" if g["cordoned"] else "ready",
+                g["risk"]["level"] if g["risk"] else "unknown",
+                len(g["leases"]),
+            )
+            for g in data["gpus"]
+        ]
+        notes = [data["backend"]]
+        if kernel["pinned"]:
+            notes.append("Pinned: this kernel's memory is never taken back.")
+        if kernel["last_decision"]:
+            notes.append(f"Last decision: {kernel['last_decision']['reason']}")
+        return GpuResult(
+            title, ("GPU", "name", "held", "state", "risk", "leases"), rows, notes=notes, data=data
+        )
+
+    def do_forecast(self, _: str) -> GpuResult:
+        """Show what this kernel will need."""
+        data = self._ask("forecast")
+        if data["model"] is None:
+            return GpuResult("No forecast yet: it is made within seconds of a kernel's start.",
+                             data=data)  # fmt: skip
+        rows = [
+            (
+                f"{h['horizon_s']} s",
+                f"{h['need_probability']:.2f}",
+                *(format_bytes(int(h["memory_bytes"][q])) for q in ("low", "mid", "high")),
+            )
+            for h in data["horizons"]
+        ]
+        score = data["backtest"]
+        served = f"served by {data['model']} (history: {data['basis']})"
+        if score is not None:
+            served += (
+                f", pinball {score['pinball']:.4f}, 80 % interval covered "
+                f"{score['coverage']:.0%} over {score['origins']} origins"
+            )
+        others = ", ".join(f"{c['model']} {c['pinball']:.4f}" for c in data["candidates"])
+        return GpuResult(
+            "Forecast of GPU demand, " + served,
+            ("within", "P(needed)", "10 %", "50 %", "90 %"),
+            rows,
+            notes=[f"Backtest (pinball, lower is better): {others}"] if others else (),
+            data=data,
+        )
+
+    def do_why(self, _: str) -> GpuResult:
+        """Show the latest decisions about this kernel."""
+        data = self._ask("why")
+        rows = [(_clock(d["t_s"]), d["action"], d["reason"]) for d in data[-20:]]
+        return GpuResult(
+            "Decisions about this kernel" if rows else "Nothing was decided about this kernel yet.",
+            ("when", "what", "why"),
+            rows,
+            data=data,
+        )
+
+    def do_history(self, _: str) -> GpuResult:
+        """Show what happened to this kernel."""
+        data = self._ask("history", limit=50)
+        rows = [
+            (
+                _clock(e["t_s"]),
+                e["kind"],
+                format_bytes(e["bytes"]) if e.get("bytes") else "",
+                e.get("reason") or "",
+            )
+            for e in data
+        ]
+        return GpuResult(
+            "What happened to this kernel", ("when", "what", "size", "why"), rows, data=data
+        )
+
+    def do_snapshots(self, _: str) -> GpuResult:
+        """List the saved sessions."""
+        data = self._ask("snapshots")
+        rows = [
+            (s["name"], _clock(s["created_s"]), s["variables"], format_bytes(s["bytes"]), s["id"])
+            for s in data
+        ]
+        return GpuResult(
+            "Snapshots" if rows else "No snapshots yet; `%gpu snapshot NAME` takes one.",
+            ("name", "when", "variables", "size", "id"),
+            rows,
+            data=data,
+        )
+
+    # ------------------------------------------------------------------ steering
+
+    def do_need(self, words: str) -> GpuResult:
+        """State what the next cells need; the gate has claimed it before this cell began."""
+        from .agent import Stated
+
+        need, agent = parse_need(words), self._link()
+        agent.stated = Stated(need.bytes, need.priority, need.affinity, need.critical)
+        return GpuResult(f"The next cells claim {format_bytes(need.bytes)}.", data=need)
+
+    def do_pin(self, _: str) -> GpuResult:
+        """Never take this kernel's memory back."""
+        return GpuResult("Pinned: this kernel's memory is not taken back.", data=self._ask("pin"))
+
+    def do_unpin(self, _: str) -> GpuResult:
+        """Let its memory be taken back again."""
+        return GpuResult("Unpinned.", data=self._ask("unpin"))
+
+    def do_release(self, _: str) -> GpuResult:
+        """Give this kernel's memory back after this cell."""
+        data = self._ask("release")
+        return GpuResult(
+            "Its memory is given back when this cell has ended; the next cell brings it back.",
+            data=data,
+        )
+
+    def do_migrate(self, gpu: str) -> GpuResult:
+        """Move this kernel after this cell."""
+        data = self._ask("migrate", **({"gpu": gpu} if gpu else {}))
+        return GpuResult(f"Operation {data['id']}: the move begins when this cell has ended.",
+                         data=data)  # fmt: skip
+
+    def do_snapshot(self, name: str) -> GpuResult:
+        """Save this session now."""
+        from .messages import SnapshotRequest
+        from .state import save_state
+
+        agent = self._link()
+        config = agent.config
+        wanted = name or time.strftime("snapshot-%Y%m%d-%H%M%S")
+        report = save_state(
+            agent,
+            SnapshotRequest(
+                wanted, config.snapshot_folder, config.key_path, notebook=config.notebook
+            ),
+        )
+        self._ask("snapshot_taken", **{k: v for k, v in report.items() if k != "variables"})
+        return _variables(f"Snapshot {wanted!r}: {format_bytes(report['bytes_written'])} written "
+                          f"in {report['seconds']:.2f} s", report, "saved")  # fmt: skip
+
+    def do_restore(self, name: str) -> GpuResult:
+        """Bring a saved session back into this kernel."""
+        from .messages import RestoreRequest
+        from .state import find_snapshot, load_state
+
+        if not name:
+            raise BadInputError("%gpu restore: say which; `%gpu snapshots` lists them")
+        agent = self._link()
+        config = agent.config
+        report = load_state(
+            agent,
+            RestoreRequest(find_snapshot(agent, name), config.snapshot_folder, config.key_path),
+        )
+        return _variables(f"Restored {name!r}", report, "restored")
+
+
+def _variables(title: str, report: dict[str, Any], plain: str) -> GpuResult:
+    """Return the report of a snapshot: a line for each variable that is not plainly in it."""
+    variables = report["variables"]
+    odd = [v for v in variables if v["status"] != plain or v["reason"]]
+    return GpuResult(
+        f"{title}; {len(variables) - sum(v['status'] != plain for v in variables)} of "
+        f"{len(variables)} variables {plain}",
+        ("variable", "type", "status", "reason"),
+        [(v["name"], v["type_name"], v["status"], v["reason"] or "") for v in odd],
+        data=report,
+    )
+
+
+def _local_gpus() -> GpuResult:
+    from ..devices.nvml import NvmlGpus
+
+    backend = NvmlGpus()
+    try:
+        gpus = backend.read()
+    finally:
+        backend.close()
+    rows = [
+        (g.uuid, g.name, f"{format_bytes(g.used_bytes or 0)} of {format_bytes(g.total_bytes)}")
+        for g in gpus
+    ]
+    note = "No Jupyter server with jupyter_gpu_predict runs this kernel: nothing is managed here."
+    title = "GPUs of this machine" if rows else "This machine has no NVIDIA GPU that answers."
+    return GpuResult(title, ("GPU", "name", "used"), rows, notes=[note], data=gpus)
+
+
+def _clock(t_s: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(t_s))

@@ -1,0 +1,147 @@
+"""The provisioner: binds a kernel at launch and puts the agent into it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import psutil
+from jupyter_client.provisioning import LocalProvisioner
+
+PROVISIONER_NAME = "gpu-provisioner"
+"""Our name in the entry-point group `jupyter_client.kernel_provisioners`."""
+
+SETTINGS_KEY = "jupyter_gpu_predict_fleet"
+"""Key of the launch service in the server's `web_app.settings`."""
+
+
+class LaunchService(Protocol):
+    """What the provisioner needs of the server extension."""
+
+    async def before_launch(self, km: Any, env: dict[str, str]) -> dict[str, str]:
+        """Return the environment that binds the kernel about to be launched."""
+
+    async def after_launch(self, km: Any) -> None:
+        """Put the agent into the kernel that was just launched; returns at once."""
+
+    async def ended(self, km: Any, *, restart: bool) -> None:
+        """Let go of what the kernel held."""
+
+
+def launch_service(km: Any) -> LaunchService | None:
+    """Return the extension's launch service for kernel manager `km`, if its server has one."""
+    parent = km
+    while parent is not None:
+        web_app = getattr(parent, "web_app", None)
+        if web_app is not None:
+            service: LaunchService | None = web_app.settings.get(SETTINGS_KEY)
+            return service
+        parent = getattr(parent, "parent", None)
+    return None
+
+
+def is_python(kernel_spec: Any) -> bool:
+    """Whether the kernelspec is one of Python, and so can carry the agent."""
+    return str(getattr(kernel_spec, "language", "")).lower() in {"python", "ipython"}
+
+
+class GpuProvisioner(LocalProvisioner):  # type: ignore[misc]
+    """Starts kernels locally as Jupyter does, with a GPU bound and the agent inside.
+
+    Where the server extension does not run, it is a `LocalProvisioner` and nothing more.
+    """
+
+    launch_cmd: list[str] | None = None
+    launch_kwargs: dict[str, Any] | None = None
+    owned_files: tuple[str, ...] = ()
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Ask for a GPU and set the kernel's environment."""
+        service = launch_service(self.parent)
+        if service is not None and is_python(self.kernel_spec):
+            env = dict(kwargs.get("env") or os.environ)
+            env.update(await service.before_launch(self.parent, env))
+            kwargs["env"] = env
+            # A kernel that polls its parent dies with a killed server and could not be re-adopted.
+            kwargs["independent"] = True
+        return await super().pre_launch(**kwargs)  # type: ignore[no-any-return]
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
+        """Launch, and remember how, for a later standby of the same kernel."""
+        self.launch_cmd = list(cmd)
+        self.launch_kwargs = dict(kwargs)
+        return await super().launch_kernel(cmd, **kwargs)
+
+    async def post_launch(self, **kwargs: Any) -> None:
+        """Put the agent into the kernel, in the background."""
+        await super().post_launch(**kwargs)
+        service = launch_service(self.parent)
+        if service is not None:
+            await service.after_launch(self.parent)
+
+    async def cleanup(self, restart: bool = False) -> None:
+        """Let the lease go and remove files a move left behind."""
+        service = launch_service(self.parent)
+        if service is not None:
+            await service.ended(self.parent, restart=restart)
+        for path in self.owned_files:
+            if os.path.exists(path):
+                os.unlink(path)
+        self.owned_files = ()
+        await super().cleanup(restart=restart)
+
+    def replace_process(self, process: Any, owned_files: tuple[str, ...]) -> Any:
+        """Put `process` in the place of the running one and return the former one."""
+        former = self.process
+        self.process = process
+        self.pid = process.pid
+        self.pgid = os.getpgid(process.pid)
+        self.owned_files = (*self.owned_files, *owned_files)
+        return former
+
+
+class AdoptedProcess:
+    """A running kernel of an earlier server, with the face of `subprocess.Popen`.
+
+    It is no child of this server, so its exit code cannot be known: -1 stands for "gone".
+    """
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int, created_s: float) -> None:
+        self.pid = pid
+        self._process = psutil.Process(pid)
+        if abs(self._process.create_time() - created_s) > 1.0:
+            raise psutil.NoSuchProcess(pid)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return ``None`` while it runs."""
+        try:
+            gone = self._process.status() == psutil.STATUS_ZOMBIE or not self._process.is_running()
+        except psutil.NoSuchProcess:
+            gone = True
+        if gone:
+            self.returncode = -1
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end."""
+        try:
+            self._process.wait(timeout)
+        except psutil.NoSuchProcess:
+            pass
+        self.returncode = -1
+        return -1
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to it."""
+        os.kill(self.pid, signum)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._process.kill()

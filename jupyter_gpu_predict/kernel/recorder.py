@@ -1,0 +1,120 @@
+"""Cell runs as the kernel sees them, sent to the server when they end."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..core.trace.digest import source_digest
+from .memory import PeakMeter
+from .messages import CellRunMessage
+
+if TYPE_CHECKING:
+    from .agent import Agent
+
+SETTLE_S = 0.2
+"""How long a kernel must be quiet before memory that was not measured exactly is measured."""
+
+DEMAND_INTERVAL_S = 1.0
+"""Demand notices go out at most this often."""
+
+
+@dataclass
+class Run:
+    """A cell run under way."""
+
+    cell_id: str | None
+    digest: str
+    start_s: float
+
+
+class Recorder:
+    """Measures each cell run and reports it."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.meter = PeakMeter(agent.config.device)
+        self.used_bytes = 0
+        self._told: tuple[int, int] = (0, 0)
+        self._told_at = 0.0
+        self._settling = False
+        self._running = threading.local()  # subshells run beside the main shell
+
+    def begin(self, code: str | None, cell_id: str | None) -> None:
+        """Note that a cell starts; ``None`` for a silent execute, which is no cell run."""
+        self._running.run = None
+        if code is None:
+            return
+        run = Run(cell_id, source_digest(code), time.time())
+        self._running.run = run
+        self.agent.notify_state("busy", running_digest=run.digest)
+        self.meter.begin()
+
+    def end(self, reply: dict[str, Any], *, refused: bool) -> None:
+        """Note that it ended, with what it took."""
+        run: Run | None = getattr(self._running, "run", None)
+        if run is None:
+            self._settle(exact="torch" not in sys.modules)
+            return
+        peak = self.meter.end()
+        end_s = time.time()
+        self.used_bytes = peak.end_bytes
+        if peak.peak_bytes:
+            self.agent.peaks[run.digest] = peak.peak_bytes
+        self.agent.link.notify(
+            CellRunMessage(
+                cell_id=run.cell_id,
+                digest=run.digest,
+                start_s=run.start_s,
+                end_s=end_s,
+                peak_bytes=peak.peak_bytes,
+                end_bytes=peak.end_bytes,
+                peak_source=peak.source,
+                host_peak_bytes=peak.host_peak_bytes,
+                busy_s=end_s - run.start_s if peak.peak_bytes else 0.0,
+                outcome="refused" if refused else _outcome(reply),
+            )
+        )
+        self._settle(exact=peak.exact)
+
+    def measure(self) -> int:
+        """Measure the device memory in use now, exactly."""
+        self.used_bytes = self.meter.refresh()
+        return self.used_bytes
+
+    def _settle(self, *, exact: bool) -> None:
+        now = (self.used_bytes, self.agent.suspended_bytes)
+        if exact and now == self._told:
+            return
+        if exact and time.monotonic() - self._told_at >= DEMAND_INTERVAL_S:
+            self._tell()
+        elif not self._settling:
+            self._settling = True
+            loop = self.agent.kernel.io_loop
+            # From a subshell or the control thread only add_callback is safe.
+            loop.add_callback(lambda: loop.call_later(SETTLE_S, self._settled))
+
+    def _settled(self) -> None:
+        self._settling = False
+        with self.agent.lock:
+            if self.agent.active:
+                return  # the running cell reports when it ends
+            self.measure()
+        self._tell()
+
+    def _tell(self) -> None:
+        now = (self.used_bytes, self.agent.suspended_bytes)
+        if now != self._told:
+            self._told, self._told_at = now, time.monotonic()
+            self.agent.notify_demand()
+
+
+def _outcome(reply: dict[str, Any]) -> str:
+    if reply.get("status") == "ok":
+        return "ok"
+    if reply.get("ename") in {"KeyboardInterrupt", "CancelledError"}:
+        return "interrupted"
+    return "error"

@@ -1,0 +1,222 @@
+"""What the agent does when the server asks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+from ..errors import LinkTimeoutError, RefusedError
+from . import messages as m
+from .gate import Grant
+
+if TYPE_CHECKING:
+    from .agent import Agent
+
+
+def register(agent: Agent) -> None:
+    """Answer every request of the kernel link."""
+    link = agent.link
+    handlers = Requests(agent)
+    link.on(m.DescribeRequest, handlers.describe)
+    link.on(m.BindRequest, handlers.bind)
+    link.on(m.ReclaimRequest, handlers.reclaim)
+    link.on(m.QueueRequest, handlers.queue)
+    link.on(m.RefuseRequest, handlers.refuse)
+    link.on(m.SnapshotRequest, handlers.snapshot)
+    link.on(m.RestoreRequest, handlers.restore)
+    link.on(m.WarmRequest, handlers.warm)
+    link.on(m.ReleaseHoldRequest, handlers.unhold)
+    link.on(m.AnswerRequest, handlers.answer)
+
+
+class Requests:
+    """One method per request; plain ones answer from the control thread at once."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+
+    def describe(self, request: m.DescribeRequest) -> dict[str, Any]:
+        """Answer what this kernel is and holds, and say it on iopub too."""
+        agent = self.agent
+        if request.server_pid:
+            agent.orphan_watch.adopted_by(request.server_pid)
+        agent.notify_state("described")
+        torch = sys.modules.get("torch")
+        return {
+            "status": "ok",
+            "agent_version": __version__,
+            "kernel_id": agent.config.kernel_id,
+            "pid": os.getpid(),
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "torch": getattr(torch, "__version__", None),
+            "device": agent.config.device,
+            "epoch": agent.lease.epoch,
+            "gpu_uuid": agent.lease.gpu_uuid,
+            "lease_bytes": agent.lease.bytes,
+            "used_bytes": agent.recorder.used_bytes,
+            "suspended_bytes": agent.suspended_bytes,
+            "busy": agent.active > 0,
+            "waiting": agent.gate.waiting,
+            "modules": sorted(n for n in sys.modules if "." not in n and not n.startswith("_")),
+        }
+
+    def bind(self, request: m.BindRequest) -> Any:
+        """Take a lease, answer the claim behind it, bring suspended state back if asked."""
+        agent = self.agent
+        agent.check_epoch(request.epoch)
+        agent.peaks.update(request.peaks)
+        agent.cap(request.cap_bytes)
+        grant = Grant(request.gpu_uuid, request.bytes, request.epoch)
+        if request.claim_id is not None:
+            if agent.gate.grant(request.claim_id, grant):
+                return {"status": "ok", "granted": True, "restored_bytes": 0}
+            return {
+                "status": "error",
+                "code": "conflict",
+                "reason": f"claim {request.claim_id} waits no more in this kernel",
+            }
+        if not request.restore:
+            with agent.lock:
+                agent._take(grant)
+            return {"status": "ok", "granted": False, "restored_bytes": 0}
+        return self._restore_in_place(request, grant)
+
+    async def _restore_in_place(self, request: m.BindRequest, grant: Grant) -> dict[str, Any]:
+        agent = self.agent
+        async with between_cells(agent, request.deadline_s):
+            started = time.perf_counter()
+            with agent.lock:
+                agent._take(grant)
+                before = agent.suspended_bytes
+                agent.restore_now("prebind")
+                restored = before - agent.suspended_bytes
+        return {
+            "status": "ok",
+            "granted": False,
+            "restored_bytes": restored,
+            "seconds": time.perf_counter() - started,
+        }
+
+    async def reclaim(self, request: m.ReclaimRequest) -> dict[str, Any]:
+        """Take the device memory back in place, or refuse with the reason named."""
+        agent = self.agent
+        agent.check_epoch(request.epoch)
+        async with contextlib.AsyncExitStack() as stack:
+            if request.wait:
+                await stack.enter_async_context(between_cells(agent, request.deadline_s))
+            with agent.lock:
+                if agent.active:
+                    raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
+                if reason := agent.keep_reason():
+                    agent.notify_demand(reason)
+                    raise RefusedError(
+                        f"kernel {agent.config.kernel_id} keeps its memory: {reason}"
+                    )
+                report = agent.offloader.suspend()
+                agent.lease.epoch = request.epoch
+                agent.lease.bytes = 0
+                agent.recorder.measure()
+        agent.notify_state("suspended", seconds=report.seconds, bytes=report.freed_bytes)
+        return {
+            "status": "ok",
+            "freed_bytes": report.freed_bytes,
+            "suspended_bytes": agent.suspended_bytes,
+            "resident_bytes": agent.recorder.used_bytes,
+            "kept": [list(k) for k in report.kept],
+            "seconds": report.seconds,
+        }
+
+    def queue(self, request: m.QueueRequest) -> dict[str, Any]:
+        """Show the waiting cell its place."""
+        waits = self.agent.gate.queued(
+            request.claim_id, request.position, request.expected_wait_s, request.reason
+        )
+        return {"status": "ok", "waits": waits}
+
+    def refuse(self, request: m.RefuseRequest) -> dict[str, Any]:
+        """End a claim without a grant."""
+        return {"status": "ok", "waits": self.agent.gate.refuse(request.claim_id, request.reason)}
+
+    async def snapshot(self, request: m.SnapshotRequest) -> dict[str, Any]:
+        """Save the namespace between cells; with `hold`, handle no shell message afterwards."""
+        from .state import save_state
+
+        agent = self.agent
+        async with contextlib.AsyncExitStack() as stack:
+            if agent.gate.waiting and not agent.active:
+                pass  # a cell that waits has not begun, and its process may be moved under it
+            elif request.wait:
+                await stack.enter_async_context(between_cells(agent, request.deadline_s))
+            elif agent.active:
+                raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
+            with agent.lock:
+                report = save_state(agent, request)
+            if request.hold:
+                agent.hold()
+        return {"status": "ok", **report}
+
+    async def restore(self, request: m.RestoreRequest) -> dict[str, Any]:
+        """Load a snapshot between cells."""
+        from .state import load_state
+
+        agent = self.agent
+        async with between_cells(agent, request.deadline_s):
+            with agent.lock:
+                report = load_state(agent, request)
+                agent.recorder.measure()
+        agent.notify_demand()
+        return {"status": "ok", **report}
+
+    async def warm(self, request: m.WarmRequest) -> dict[str, Any]:
+        """Import modules ahead of time; one that fails is named, and fails again where it counts."""
+        import importlib
+
+        failed = {}
+        for name in request.modules:
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                failed[name] = f"{type(error).__name__}: {error}"
+        return {"status": "ok", "failed": failed}
+
+    def unhold(self, request: m.ReleaseHoldRequest) -> dict[str, Any]:
+        """Let a kernel that was held for a move go on."""
+        agent = self.agent
+        agent.kernel.io_loop.add_callback(agent.unhold)
+        return {"status": "ok"}
+
+    def answer(self, request: m.AnswerRequest) -> dict[str, Any]:
+        """Hand the server's answer to the magic that waits for it."""
+        self.agent.link.answered(
+            request.call_id,
+            {"ok": request.ok, "result": request.result, "error": request.error},
+        )
+        return {"status": "ok"}
+
+
+@contextlib.asynccontextmanager
+async def between_cells(agent: Agent, deadline_s: float) -> AsyncIterator[None]:
+    """Hold the shell's lock, so that no cell runs inside the block.
+
+    Raises
+    ------
+    LinkTimeoutError
+        If the running cell does not end before the deadline.
+    """
+    lock = agent.kernel._main_asyncio_lock
+    try:
+        await asyncio.wait_for(lock.acquire(), deadline_s)
+    except asyncio.TimeoutError:
+        raise LinkTimeoutError(
+            f"kernel {agent.config.kernel_id} was busy for {deadline_s:g} s; nothing was changed"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,134 @@
+"""This kernel's state to and from a snapshot."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RefusedError
+from ..snapshots.capture import capture
+from ..snapshots.folder import SnapshotFolder
+from ..snapshots.outside import apply_outside, capture_outside
+from ..snapshots.restore import restore
+from ..snapshots.signing import load_or_create_key
+
+if TYPE_CHECKING:
+    from .agent import Agent
+    from .messages import RestoreRequest, SnapshotRequest
+
+_IPYTHON_NAMES = re.compile(r"_{1,3}|_i{1,3}|_\d+|_i\d+|_ih|_oh|_dh|In|Out")
+_MISSING = object()
+
+
+def user_names(shell: Any) -> list[str]:
+    """Return the names of the user's own variables."""
+    hidden = shell.user_ns_hidden
+    return [
+        name
+        for name, value in shell.user_ns.items()
+        # A user who binds a name of IPython's anew makes it their own.
+        if hidden.get(name, _MISSING) is not value and not _IPYTHON_NAMES.fullmatch(name)
+    ]
+
+
+def save_state(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
+    """Save the namespace, with `request.move` all that must go along to another process.
+
+    Raises
+    ------
+    RefusedError
+        If the state is to move and something of it cannot, by name.
+    """
+    _offer_dill(agent.config.dill_dir)
+    shell = agent.shell
+    extra: Mapping[str, Any] | None = None
+    if request.move:
+        outside, refusals = capture_outside(shell, agent.environ_at_start)
+        if refusals:
+            raise RefusedError(_cannot_move(agent, refusals))
+        extra = {"outside": outside}
+    names = set(user_names(shell))
+    report = capture(
+        shell.user_ns,
+        SnapshotFolder(request.folder),
+        load_or_create_key(request.key_path),
+        name=request.name,
+        now_s=time.time(),
+        kernel_id=agent.config.kernel_id,
+        notebook=request.notebook,
+        hidden=[n for n in shell.user_ns if n not in names],
+        extra=extra,
+    )
+    if request.move:
+        lost = [f"{v.name} ({v.type_name}): {v.reason}" for v in report.variables
+                if v.status != "saved" or v.reason]  # fmt: skip
+        lost += report.not_saved
+        if lost:
+            SnapshotFolder(request.folder).delete(report.snapshot_id)
+            raise RefusedError(_cannot_move(agent, lost))
+    return {
+        "snapshot_id": report.snapshot_id,
+        "name": report.name,
+        "variables": [asdict(v) for v in report.variables],
+        "bytes_written": report.bytes_written,
+        "seconds": report.seconds,
+    }
+
+
+def load_state(agent: Agent, request: RestoreRequest) -> dict[str, Any]:
+    """Load a snapshot into the namespace; the signature is checked before anything is unpickled."""
+    _offer_dill(agent.config.dill_dir)
+    shell = agent.shell
+    report = restore(
+        SnapshotFolder(request.folder),
+        request.snapshot_id,
+        load_or_create_key(request.key_path),
+        shell.user_ns,
+    )
+    if request.move:
+        if report.not_restored:
+            raise RefusedError(_cannot_move(agent, report.not_restored))
+        apply_outside(shell, report.extra["outside"])
+    return {
+        "snapshot_id": report.snapshot_id,
+        "name": report.name,
+        "variables": [asdict(v) for v in report.variables],
+        "bytes_read": report.bytes_read,
+        "seconds": report.seconds,
+    }
+
+
+def find_snapshot(agent: Agent, wanted: str) -> str:
+    """Return the id of the snapshot of that name or id."""
+    return SnapshotFolder(agent.config.snapshot_folder).find(wanted)
+
+
+def _cannot_move(agent: Agent, what: Any) -> str:
+    return (
+        f"kernel {agent.config.kernel_id} cannot move to another process without losing "
+        f"something, so it stays where it is: {'; '.join(what)}"
+    )
+
+
+def _offer_dill(folder: str) -> None:
+    """Let a kernel without dill use the server's, last in line and only for this call's imports."""
+    if "dill" in sys.modules:
+        return
+    import importlib.util
+
+    if importlib.util.find_spec("dill") is not None or not Path(folder, "dill").is_dir():
+        return
+    spec = importlib.util.spec_from_file_location(
+        "jupyter_gpu_predict._dill",
+        str(Path(folder, "dill", "__init__.py")),
+        submodule_search_locations=[str(Path(folder, "dill"))],
+    )
+    if spec is not None and spec.loader is not None:
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)

@@ -1,0 +1,329 @@
+"""What users can see and do, for REST, for `%gpu` and for the demo alike; all of it plain data."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..control.loop import ControlLoop
+from ..control.operations import Operation
+from ..control.reconciler import PlanOvertaken
+from ..control.records import KernelRecord
+from ..core.allocation.capacity import check_satisfiable
+from ..core.model import Claim, Lease
+from ..errors import ConflictError, RefusedError
+from ..snapshots.folder import SnapshotFolder
+from . import inputs
+from .fleet import Fleet
+from .relaunch import Relauncher
+
+
+class Api:
+    """One method per noun and verb of the REST table."""
+
+    def __init__(self, loop: ControlLoop, fleet: Fleet, moves: Relauncher, backend: str) -> None:
+        self.loop = loop
+        self.fleet = fleet
+        self.moves = moves
+        self.backend_sentence = backend
+        self.folder = SnapshotFolder(fleet.paths.snapshots)
+
+    # ------------------------------------------------------------------ GPUs
+
+    def gpus(self) -> dict[str, Any]:
+        """Return every GPU."""
+        return {
+            "simulated": self.loop.backend.simulated,
+            "backend": self.backend_sentence,
+            "gpus": [self.gpu(s.uuid) for s in self.loop.statuses],
+        }
+
+    def gpu(self, gpu_uuid: str) -> dict[str, Any]:
+        """Return one GPU with its leases, risk and evidence."""
+        loop = self.loop
+        status = loop.gpu(gpu_uuid)
+        risk = loop.risks.get(gpu_uuid)
+        leases = loop.leases.on(gpu_uuid)
+        return {
+            **asdict(status),
+            "held_bytes": sum(x.held_bytes for x in leases),
+            "cordoned": gpu_uuid in loop.cordoned,
+            "cordon_reason": loop.cordoned.get(gpu_uuid),
+            "draining": gpu_uuid in loop.draining,
+            "risk": None
+            if risk is None
+            else {"level": risk.level.value, "evidence": list(risk.evidence)},
+            "leases": [lease_model(x) for x in leases],
+        }
+
+    def cordon(self, gpu_uuid: str) -> dict[str, Any]:
+        """Give no new leases on a GPU."""
+        self.loop.cordon(gpu_uuid, "asked for by a user")
+        return self.gpu(gpu_uuid)
+
+    def uncordon(self, gpu_uuid: str) -> dict[str, Any]:
+        """Give leases on it again."""
+        self.loop.uncordon(gpu_uuid)
+        return self.gpu(gpu_uuid)
+
+    def drain(self, gpu_uuid: str) -> dict[str, Any]:
+        """Move its kernels off it."""
+        self.loop.drain(gpu_uuid, "drain asked for by a user")
+        return self.gpu(gpu_uuid)
+
+    def script_health(self, gpu_uuid: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Change a simulated GPU's health."""
+        self.loop.gpu(gpu_uuid)
+        self.loop.backend.script_health(gpu_uuid, **inputs.health(body))
+        self.loop.wake()
+        return self.gpu(gpu_uuid)
+
+    # ------------------------------------------------------------------ kernels
+
+    def kernels(self) -> list[dict[str, Any]]:
+        """Return every kernel."""
+        return [self.kernel(kernel_id) for kernel_id in self.loop.kernels]
+
+    def kernel(self, kernel_id: str) -> dict[str, Any]:
+        """Return one kernel: lease, demand, last decision and its reason."""
+        loop = self.loop
+        record = loop.kernel(kernel_id)
+        lease = loop.leases.get(kernel_id)
+        decision = record.decisions[-1] if record.decisions else None
+        operation = loop.operations.running_on(kernel_id)
+        return {
+            "id": kernel_id,
+            "name": record.kernel_name,
+            "notebook": record.notebook,
+            "simulated": loop.backend.simulated,
+            "agent": record.port.has_agent,
+            "pid": record.port.pid,
+            "state": "none" if lease is None else lease.state.value,
+            "lease": None if lease is None else lease_model(lease),
+            "used_bytes": record.used_bytes,
+            "suspended_bytes": record.suspended_bytes,
+            "busy": record.busy,
+            "waiting": [asdict(c) for c in loop.claims.values() if c.kernel_id == kernel_id],
+            "queued_runs": record.queued_runs,
+            "pinned": record.pinned,
+            "priority": record.priority,
+            "keep_reason": record.keeps(loop.clock()),
+            "last_decision": None if decision is None else asdict(decision),
+            "forecast": None if record.forecast is None else asdict(record.forecast),
+            "operation": None if operation is None else operation.id,
+        }
+
+    def forecast(self, kernel_id: str) -> dict[str, Any]:
+        """Return the kernel's forecast with its model and backtest; empty before the first one."""
+        record = self.loop.kernel(kernel_id)
+        if record.forecast is None:
+            return {"kernel_id": kernel_id, "model": None, "horizons": [], "candidates": []}
+        return asdict(record.forecast)
+
+    def trace(self, kernel_id: str) -> list[dict[str, Any]]:
+        """Return the kernel's cell runs, oldest first."""
+        record = self.loop.kernel(kernel_id)
+        return [{**asdict(r), "outcome": r.outcome.value} for r in record.runs]
+
+    def why(self, kernel_id: str) -> list[dict[str, Any]]:
+        """Return the decisions about a kernel, oldest first."""
+        return [asdict(d) for d in self.loop.kernel(kernel_id).decisions]
+
+    async def history(self, kernel_id: str, limit: int = 50) -> list[dict[str, Any]]:
+        """Return the event log of a kernel, oldest first."""
+        self.loop.kernel(kernel_id)
+        return await asyncio.to_thread(self.loop.store.events, kernel_id=kernel_id, limit=limit)
+
+    def pin(self, kernel_id: str, *, pinned: bool) -> dict[str, Any]:
+        """Never suspend the kernel while pinned."""
+        self.loop.kernel(kernel_id).pinned = pinned
+        self.loop.event("pinned" if pinned else "unpinned", kernel_id=kernel_id)
+        self.loop.wake()
+        return self.kernel(kernel_id)
+
+    def claim(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
+        """Ask for memory; the operation is done when it is granted."""
+        inputs.known_fields(body, {"bytes", "priority", "affinity", "critical", "deadline_s"})
+        record = self._with_agent(kernel_id)
+        if "bytes" not in body:
+            raise inputs.BadInputError("bytes is missing: say how much memory the claim is for")
+        return self._claim(
+            record,
+            inputs.size_bytes(body["bytes"]),
+            kind="claim",
+            priority=inputs.priority(body.get("priority", 0)),
+            affinity=None
+            if body.get("affinity") is None
+            else inputs.text(body["affinity"], "affinity"),
+            critical=inputs.boolean(body.get("critical", False), "critical"),
+            deadline_s=inputs.seconds(
+                body.get("deadline_s", self.fleet.claim_deadline_s), "deadline_s"
+            ),
+        )
+
+    def bind(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
+        """Bring a kernel's state back now, as its next cell would."""
+        inputs.known_fields(body, set())
+        record = self._with_agent(kernel_id)
+        wanted = max(1, record.suspended_bytes + record.used_bytes)
+        return self._claim(record, wanted, kind="bind")
+
+    def _claim(
+        self,
+        record: KernelRecord,
+        wanted: int,
+        *,
+        kind: str,
+        priority: int = 0,
+        affinity: str | None = None,
+        critical: bool = False,
+        deadline_s: float | None = None,
+    ) -> Operation:
+        loop = self.loop
+        now = loop.clock()
+        claim = Claim(
+            claim_id=uuid.uuid4().hex,
+            kernel_id=record.kernel_id,
+            bytes=wanted,
+            made_s=now,
+            deadline_s=now + (self.fleet.claim_deadline_s if deadline_s is None else deadline_s),
+            priority=max(priority, record.priority),
+            affinity=affinity,
+            critical=critical,
+            origin="rest",
+        )
+        check_satisfiable(claim, loop.last_view.gpus if loop.last_view else ())
+        settled = loop.settled(claim)
+
+        async def granted(_: Any) -> dict[str, Any]:
+            await settled
+            return self.kernel(record.kernel_id)
+
+        operation = loop.operations.start(kind, record.kernel_id, granted)
+        loop.claim(claim)
+        return operation
+
+    def reclaim(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
+        """Suspend a kernel now."""
+        inputs.known_fields(body, {"wait"})
+        wait = inputs.boolean(body.get("wait", False), "wait")
+        record = self._with_agent(kernel_id)
+        if self.loop.leases.get(kernel_id) is None:
+            raise ConflictError(f"kernel {kernel_id} holds no GPU memory that could be taken back")
+
+        async def work(_: Any) -> dict[str, Any]:
+            try:
+                freed = await self.loop.reclaim(
+                    record.kernel_id, "reclaim asked for by a user", wait=wait
+                )
+            except PlanOvertaken as error:
+                raise RefusedError(str(error)) from error
+            return {"freed_bytes": freed, **self.kernel(kernel_id)}
+
+        return self.loop.operations.start("reclaim", kernel_id, work)
+
+    def snapshot(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
+        """Save the kernel's state."""
+        inputs.known_fields(body, {"name"})
+        name = None if body.get("name") is None else inputs.text(body["name"], "name")
+        self._with_agent(kernel_id)
+
+        async def work(_: Any) -> dict[str, Any]:
+            return await self.moves.take_snapshot(kernel_id, name, "asked for by a user")
+
+        return self.loop.operations.start("snapshot", kernel_id, work)
+
+    def note_snapshot(self, kernel_id: str, report: dict[str, Any]) -> None:
+        """Log a snapshot that a kernel took by itself."""
+        self.moves.note_snapshot(self.loop.kernel(kernel_id), report, "%gpu snapshot")
+
+    def restore(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
+        """Load a snapshot, by id or by name, into the kernel."""
+        inputs.known_fields(body, {"snapshot"})
+        if "snapshot" not in body:
+            raise inputs.BadInputError("snapshot is missing: give the id or name of one")
+        wanted = inputs.text(body["snapshot"], "snapshot")
+        self._with_agent(kernel_id)
+        snapshot_id = self.folder.find(wanted)
+
+        async def work(_: Any) -> dict[str, Any]:
+            return await self.moves.restore_snapshot(kernel_id, snapshot_id)
+
+        return self.loop.operations.start("restore", kernel_id, work)
+
+    def migrate(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
+        """Move the kernel to another GPU, or to the one with the most room."""
+        inputs.known_fields(body, {"gpu"})
+        record = self._with_agent(kernel_id)
+        target = None if body.get("gpu") is None else inputs.text(body["gpu"], "gpu")
+        if target is None:
+            target = self.moves.choose_target(record)
+        else:
+            self.loop.gpu(target)
+        chosen = target
+
+        async def work(progress: Any) -> dict[str, Any]:
+            return await self.moves.migrate(
+                kernel_id, chosen, "migration asked for by a user", progress
+            )
+
+        return self.loop.operations.start("migrate", kernel_id, work)
+
+    def _with_agent(self, kernel_id: str) -> KernelRecord:
+        record = self.loop.kernel(kernel_id)
+        if not record.port.has_agent:
+            raise ConflictError(
+                f"kernel {kernel_id} has no agent, so only its memory can be watched; "
+                "see `jupyter gpu doctor`"
+            )
+        return record
+
+    # ------------------------------------------------------------------ the rest
+
+    def operation(self, operation_id: str) -> dict[str, Any]:
+        """Return an operation."""
+        return asdict(self.loop.operations.get(operation_id))
+
+    async def snapshots(self) -> list[dict[str, Any]]:
+        """Return the catalogue, newest first."""
+        return await asyncio.to_thread(self.moves.catalogue)
+
+    async def snapshot_model(self, wanted: str) -> dict[str, Any]:
+        """Return one snapshot, by id or name."""
+        snapshot_id = self.folder.find(inputs.text(wanted, "snapshot"))
+        return await asyncio.to_thread(self.moves.describe_snapshot, snapshot_id)
+
+    async def delete_snapshot(self, wanted: str) -> None:
+        """Delete one snapshot, by id or name."""
+        snapshot_id = self.folder.find(inputs.text(wanted, "snapshot"))
+        await asyncio.to_thread(self.folder.delete, snapshot_id)
+        self.loop.event("snapshot_deleted", snapshot_id=snapshot_id)
+
+    def plan(self) -> dict[str, Any]:
+        """Return the last picture and the plan made from it."""
+        view, plan = self.loop.last_view, self.loop.last_plan
+        return {
+            "view": None if view is None else asdict(view),
+            "plan": None
+            if plan is None
+            else {
+                "made_s": plan.made_s,
+                "actions": [{"action": type(a).__name__, **asdict(a)} for a in plan.actions],
+            },
+        }
+
+    def policy(self) -> dict[str, Any]:
+        """Return the live policy's settings."""
+        return asdict(self.loop.settings)
+
+    def set_policy(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Change the live policy's settings."""
+        return asdict(self.loop.configure(inputs.policy(body)))
+
+
+def lease_model(lease: Lease) -> dict[str, Any]:
+    """Return a lease as JSON."""
+    return {**asdict(lease), "state": lease.state.value, "held_bytes": lease.held_bytes}

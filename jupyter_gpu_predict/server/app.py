@@ -1,0 +1,224 @@
+"""The server extension: configuration, start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.provisioning import KernelProvisionerFactory
+from jupyter_core.paths import jupyter_data_dir
+from jupyter_server.extension.application import ExtensionApp
+from traitlets import Bool, Enum, Float, Integer, Unicode
+
+from ..control.forecasting import ForecastWorker
+from ..control.loop import ControlLoop
+from ..control.operations import Operations
+from ..core.model import PolicySettings
+from ..core.sizes import parse_bytes
+from ..devices.choose import choose_backend
+from ..kernel.messages import UNTRACKED
+from ..kernel.provisioner import PROVISIONER_NAME, SETTINGS_KEY
+from ..store.trace_store import Store
+from .adoption import Adoption
+from .api import Api
+from .connection import holding_class
+from .events import Events
+from .fleet import Fleet
+from .handlers import routes
+from .metrics import Gauges
+from .paths import Paths
+from .relaunch import Relauncher
+
+_DEFAULTS = PolicySettings()
+
+
+class GpuPredict(ExtensionApp):  # type: ignore[misc]
+    """Forecasts, binds, reclaims and migrates the GPUs of this server's kernels."""
+
+    name = "jupyter_gpu_predict"
+    extension_url = "/jupyter-gpu-predict"
+    load_other_extensions = True
+
+    device_backend = Enum(
+        ["auto", "nvml", "simulated"],
+        "auto",
+        config=True,
+        help="Where GPUs come from; `auto` takes NVML and falls back to simulated GPUs, said aloud.",
+    )
+    simulated_gpus = Integer(2, min=1, max=64, config=True, help="Number of simulated GPUs.")
+    simulated_memory = Unicode(
+        "8GiB", config=True, help="Memory of each simulated GPU, with its unit."
+    )
+    data_dir = Unicode(
+        "",
+        config=True,
+        help="Folder of the database, the snapshots and their key; empty: in Jupyter's data folder.",
+    )
+    database_url = Unicode(
+        "", config=True, help="SQLAlchemy URL of the database; empty: SQLite in `data_dir`."
+    )
+    retention_days = Float(30.0, min=0.0, config=True, help="How long traces and events are kept.")
+    claim_deadline_s = Float(
+        300.0, min=0.0, config=True, help="How long a cell waits for GPU memory, in seconds."
+    )
+    orphan_timeout_s = Float(
+        3600.0,
+        min=0.0,
+        config=True,
+        help="How long an idle kernel outlives a killed server before it ends, in seconds.",
+    )
+    forecast_interval_s = Float(
+        10.0, min=1.0, config=True, help="How often each kernel's forecast is made, in seconds."
+    )
+    grace_period_s = Float(
+        _DEFAULTS.grace_period_s,
+        min=0.0,
+        config=True,
+        help="How long an idle binding that somebody else needs is left alone, in seconds.",
+    )
+    reservation_s = Float(
+        _DEFAULTS.reservation_s,
+        min=0.0,
+        config=True,
+        help="How long a reservation that nobody uses is kept, in seconds.",
+    )
+    prebind = Bool(_DEFAULTS.prebind, config=True, help="Bind ahead of use.")
+    prebind_horizon_s = Float(
+        _DEFAULTS.prebind_horizon_s, min=0.0, config=True, help="How far ahead, in seconds."
+    )
+    prebind_threshold = Float(
+        _DEFAULTS.prebind_threshold,
+        min=0.0,
+        max=1.0,
+        config=True,
+        help="P(GPU needed within the horizon) from which a kernel is pre-bound.",
+    )
+    max_duty = Float(
+        _DEFAULTS.max_duty,
+        min=0.0,
+        max=1.0,
+        config=True,
+        help="Kernels share a GPU where their predicted busy shares sum up to this at most.",
+    )
+    snapshot_interval_s = Float(
+        _DEFAULTS.snapshot_interval_s,
+        min=0.0,
+        config=True,
+        help="How often a kernel on a GPU at risk is snapshotted, at most, in seconds.",
+    )
+    headroom_bytes = Integer(
+        _DEFAULTS.headroom_bytes, min=0, config=True, help="Slack left to an idle kernel, in bytes."
+    )
+
+    def initialize_handlers(self) -> None:
+        """Add the REST handlers."""
+        self.handlers.extend(routes())
+
+    def initialize_settings(self) -> None:
+        """Put the parts together; nothing runs before the server's event loop does."""
+        server = self.serverapp
+        mkm = server.kernel_manager
+        data = Path(self.data_dir or Path(jupyter_data_dir()) / "gpu-predict").expanduser()
+        self.paths = Paths.make(data, Path(server.runtime_dir))
+        backend, sentence = choose_backend(
+            self.device_backend,
+            simulated_count=self.simulated_gpus,
+            simulated_memory_bytes=parse_bytes(self.simulated_memory),
+        )
+        self.log.info("GPU prediction: %s", sentence)
+        self.store = Store(self.database_url or self.paths.database_url)
+        self.store.prune(time.time() - self.retention_days * 86400, 1_000_000)
+        self.events = Events(server.event_logger)
+        self.forecasting = ForecastWorker()
+        self.loop_ = ControlLoop(
+            backend=backend,
+            store=self.store,
+            forecasting=self.forecasting,
+            operations=Operations(time.time, self._save_operation),
+            emit=self.events.emit,
+            settings=PolicySettings(
+                **{f.name: getattr(self, f.name) for f in fields(PolicySettings)}
+            ),
+            forecast_interval_s=self.forecast_interval_s,
+        )
+        self.adoption = Adoption(self.store, server)
+        self.fleet = Fleet(
+            self.loop_,
+            self.paths,
+            root_dir=server.root_dir,
+            claim_deadline_s=self.claim_deadline_s,
+            orphan_timeout_s=self.orphan_timeout_s,
+            remember=self.adoption.remember,
+            forget=self.store.forget_kernel,
+        )
+        self.moves = Relauncher(
+            self.fleet, lambda kernel_id: self.adoption.remember(self.fleet, kernel_id)
+        )
+        self.loop_.moves = self.moves
+        self.api = Api(self.loop_, self.fleet, self.moves, sentence)
+        self.fleet.calls.api = self.api
+        self.gauges = Gauges(self.loop_)
+        self._take_default_provisioner()
+        mkm.untracked_message_types = [*mkm.untracked_message_types, *UNTRACKED]
+        # `self.settings` began as a copy of the server's settings and is written back over them.
+        self.settings.update(
+            {
+                "kernel_websocket_connection_class": holding_class(
+                    self.settings["kernel_websocket_connection_class"], self.fleet
+                ),
+                SETTINGS_KEY: self.fleet,
+                "jupyter_gpu_predict_api": self.api,
+            }
+        )
+
+    def _take_default_provisioner(self) -> None:
+        """Launch kernels by our provisioner, unless the administrator has chosen another."""
+        factory = KernelProvisionerFactory.instance(parent=self.serverapp)
+        if factory.default_provisioner_name == "local-provisioner":
+            factory.default_provisioner_name = PROVISIONER_NAME
+        self.provisioner_active = factory.default_provisioner_name == PROVISIONER_NAME
+        if not self.provisioner_active:
+            self.log.warning(
+                "KernelProvisionerFactory.default_provisioner_name is %r: kernels start without "
+                "a GPU bound and without the agent; set it to %r",
+                factory.default_provisioner_name,
+                PROVISIONER_NAME,
+            )
+
+    def _save_operation(self, operation: dict[str, Any]) -> None:
+        failed = operation["state"] == "failed"
+        self.loop_.later(
+            lambda: self.store.save_operation(
+                operation["id"],
+                kernel_id=operation["kernel_id"],
+                kind=operation["kind"],
+                state=operation["state"],
+                progress=operation["progress"],
+                made_s=operation["started_s"],
+                ended_s=operation["ended_s"],
+                result=operation["result"],
+                error={"message": operation["error"], "reason": operation["code"]}
+                if failed
+                else None,
+            )
+        )
+
+    async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
+        """Start the loop, then take over kernels of a server that was killed."""
+        await self.loop_.start()
+        await self.adoption.adopt(self.fleet)
+
+    async def stop_extension(self) -> None:
+        """Stop everything this extension runs; kernels end as Jupyter ends them."""
+        if not hasattr(self, "fleet"):
+            return
+        self.gauges.close()
+        await self.fleet.close()
+        await self.loop_.operations.close()
+        await self.loop_.close()
+        await self.forecasting.close()
+        self.loop_.backend.close()
+        await asyncio.to_thread(self.store.close)

@@ -1,0 +1,354 @@
+"""The running kernels of this server: their launch, their agents, their messages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from ..control.loop import ControlLoop
+from ..control.records import KernelRecord
+from ..core.migration.cost import Transfer
+from ..core.model import CellRun, Claim, Lease, LeaseState, Outcome
+from ..errors import GpuPredictError
+from ..kernel import messages as m
+from ..kernel.provisioner import is_python
+from .calls import Calls
+from .link import KernelAgentLink
+from .paths import Paths
+
+log = logging.getLogger(__name__)
+
+BOOT_TIMEOUT_S = 60.0
+
+
+class Fleet:
+    """Launches, watches and forgets kernels; the provisioner and the connections speak to it."""
+
+    def __init__(
+        self,
+        loop: ControlLoop,
+        paths: Paths,
+        *,
+        root_dir: str,
+        claim_deadline_s: float,
+        orphan_timeout_s: float,
+        remember: Callable[[Fleet, str], None],
+        forget: Callable[[str], None],
+    ) -> None:
+        self.loop = loop
+        self.paths = paths
+        self.root_dir = root_dir
+        self._notebooks: dict[str, str | None] = {}
+        self.claim_deadline_s = claim_deadline_s
+        self.orphan_timeout_s = orphan_timeout_s
+        self.calls = Calls(self)
+        self.links: dict[str, KernelAgentLink] = {}
+        self.managers: dict[str, Any] = {}
+        self._remember = remember
+        self._forget = forget
+        self._held: dict[str, int] = {}
+        self._own_sessions: dict[bytes, str] = {}
+        self._connections: WeakSet[Any] = WeakSet()
+        self._boots: dict[str, asyncio.Task[None]] = {}
+        self._closed = False
+
+    # ------------------------------------------------------------------ launch service
+
+    async def before_launch(self, km: Any, env: dict[str, str]) -> dict[str, str]:
+        """Give the kernel about to be launched a lease and return its environment."""
+        kernel_id = km.kernel_id
+        await self._drop(kernel_id, "it is being restarted")
+        notebook = notebook_path(env.get("JPY_SESSION_NAME"), self.root_dir)
+        self._notebooks[kernel_id] = notebook
+        lease = await self.launch_lease(kernel_id, notebook)
+        return self.loop.backend.environment(lease.gpu_uuid) if lease is not None else {}
+
+    async def launch_lease(self, kernel_id: str, notebook: str | None) -> Lease | None:
+        """Reserve what this notebook's earlier kernels needed, on the GPU with the most room.
+
+        Nothing waits here: where there is no room, the kernel starts with nothing set aside and
+        its first cell claims.
+        """
+        loop = self.loop
+        wanted = 0
+        if notebook is not None:
+            runs = await asyncio.to_thread(loop.store.cell_runs, notebook=notebook)
+            wanted = max((r.peak_bytes for r in runs), default=0)
+        rooms = []
+        for status in loop.statuses:
+            risk = loop.risks.get(status.uuid)
+            if status.lost or status.uuid in loop.cordoned or (risk and risk.level == "critical"):
+                continue
+            leases = loop.leases.on(status.uuid)
+            free = status.total_bytes - sum(lease.held_bytes for lease in leases)
+            rooms.append((free, -len(leases), -status.index, status.uuid))
+        if not rooms:
+            return None
+        free, _, _, uuid = max(rooms)
+        if wanted == 0 or wanted > free:
+            return await loop.leases.bind(kernel_id, uuid, 0)
+        expires = loop.clock() + loop.settings.reservation_s
+        return await loop.leases.reserve(kernel_id, uuid, wanted, expires)
+
+    async def after_launch(self, km: Any) -> None:
+        """Start to put the agent into the kernel that was just launched."""
+        kernel_id = km.kernel_id
+        link = self.connect(km)
+        record = self.record(km, link, self._notebooks.get(kernel_id))
+        self.loop.kernel_started(record)
+        if not is_python(km.kernel_spec):
+            record.ready = True
+            return
+        self.hold(kernel_id)
+        self._boots[kernel_id] = asyncio.ensure_future(self._boot(km, link, record))
+
+    def connect(self, km: Any) -> KernelAgentLink:
+        """Open the link to a kernel process."""
+        kernel_id = km.kernel_id
+        link = KernelAgentLink(
+            kernel_id, km, km.provisioner, lambda t, c: self._notice(kernel_id, t, c)
+        )
+        self.own(link)
+        self.links[kernel_id] = link
+        self.managers[kernel_id] = km
+        return link
+
+    def adopt_link(self, kernel_id: str, link: KernelAgentLink, provisioner: Any) -> None:
+        """Let `link` be the kernel's link from now on: the kernel lives in another process."""
+        link.provisioner = provisioner
+        link.on_notice(lambda t, c: self._notice(kernel_id, t, c))
+        self.links[kernel_id] = link
+        self.loop.kernel(kernel_id).port = link
+
+    def own(self, link: KernelAgentLink) -> None:
+        """Know the link's messages as our own."""
+        self._own_sessions[link.wire.session.session.encode()] = link.kernel_id
+
+    def disown(self, link: KernelAgentLink) -> None:
+        """Close a link and forget its messages."""
+        self._own_sessions.pop(link.wire.session.session.encode(), None)
+        link.close()
+
+    def record(self, km: Any, link: KernelAgentLink, notebook: str | None) -> KernelRecord:
+        """Return a new record of a kernel, with what its notebook's cells took earlier."""
+        record = KernelRecord(
+            kernel_id=km.kernel_id,
+            kernel_name=km.kernel_name,
+            notebook=notebook,
+            port=link,
+            started_s=self.loop.clock(),
+            last_used_s=self.loop.clock(),
+        )
+        if notebook is not None:
+            for run in self.loop.store.cell_runs(notebook=notebook):
+                if run.peak_bytes:
+                    record.peaks[run.digest] = run.peak_bytes
+        return record
+
+    def agent_config(
+        self, kernel_id: str, lease: Lease | None, record: KernelRecord
+    ) -> dict[str, Any]:
+        """Return the configuration of a kernel's agent."""
+        import dill
+
+        return {
+            "kernel_id": kernel_id,
+            "device": "simulated" if self.loop.backend.simulated else "cuda",
+            "simulated": self.loop.backend.simulated,
+            "gpu_uuid": lease.gpu_uuid if lease else None,
+            "lease_bytes": lease.bytes if lease and lease.state is not LeaseState.SUSPENDED else 0,
+            "epoch": lease.epoch if lease else 0,
+            "spill_dir": str(self.paths.spill),
+            "snapshot_folder": str(self.paths.snapshots),
+            "key_path": str(self.paths.key),
+            "dill_dir": str(Path(dill.__file__).parent.parent),
+            "claim_deadline_s": self.claim_deadline_s,
+            "orphan_timeout_s": self.orphan_timeout_s,
+            "notebook": record.notebook,
+            "server_pid": os.getpid(),
+            "peaks": record.peaks,
+        }
+
+    async def _boot(self, km: Any, link: KernelAgentLink, record: KernelRecord) -> None:
+        kernel_id = km.kernel_id
+        try:
+            config = self.agent_config(kernel_id, self.loop.leases.get(kernel_id), record)
+            await link.boot(config, BOOT_TIMEOUT_S)
+            await asyncio.to_thread(self._remember, self, kernel_id)
+        except GpuPredictError as error:
+            log.warning(
+                "Kernel %s runs without the agent, so its memory cannot be taken back: %s",
+                kernel_id,
+                error,
+            )
+            self.loop.event("agent_failed", kernel_id=kernel_id, reason=str(error))
+        finally:
+            record.ready = True
+            self.release(kernel_id, repeat_unanswered=False)
+            self.loop.wake()
+
+    async def ended(self, km: Any, *, restart: bool) -> None:
+        """Let go of a kernel that was shut down or is being restarted."""
+        if self._closed:
+            return
+        if km.kernel_id in self.links or km.kernel_id in self.loop.kernels:
+            await self._drop(km.kernel_id, "restart" if restart else "shut down")
+
+    async def _drop(self, kernel_id: str, reason: str) -> None:
+        if (task := self._boots.pop(kernel_id, None)) is not None and not task.done():
+            task.cancel()
+        link = self.links.pop(kernel_id, None)
+        if link is not None:
+            self.disown(link)
+        self.managers.pop(kernel_id, None)
+        await self.loop.kernel_ended(kernel_id, reason)
+        await asyncio.to_thread(self._forget, kernel_id)
+
+    async def close(self) -> None:
+        """Close every link; the kernels end with the server, so their leases do too."""
+        self._closed = True
+        for kernel_id in list(self.loop.kernels):
+            await self.loop.kernel_ended(kernel_id, "the server stops")
+            await asyncio.to_thread(self._forget, kernel_id)
+        for task in self._boots.values():
+            task.cancel()
+        await asyncio.gather(*self._boots.values(), return_exceptions=True)
+        for link in list(self.links.values()):
+            self.disown(link)
+        self.links.clear()
+
+    # ------------------------------------------------------------------ connections
+
+    def hold(self, kernel_id: str) -> None:
+        """Keep what notebooks send to this kernel until `release`."""
+        self._held[kernel_id] = self._held.get(kernel_id, 0) + 1
+
+    def release(self, kernel_id: str, *, repeat_unanswered: bool) -> None:
+        """Send on what was kept."""
+        left = self._held.get(kernel_id, 0) - 1
+        if left > 0:
+            self._held[kernel_id] = left
+            return
+        self._held.pop(kernel_id, None)
+        for connection in self.connections(kernel_id):
+            connection.gpu_release(repeat_unanswered=repeat_unanswered)
+
+    def holding(self, kernel_id: str) -> bool:
+        """Whether messages for this kernel are held now."""
+        return kernel_id in self._held
+
+    def connections(self, kernel_id: str) -> list[Any]:
+        """Return the open websocket connections to a kernel."""
+        return [c for c in self._connections if c.kernel_id == kernel_id and c.channels]
+
+    def connected(self, connection: Any) -> None:
+        """Take note of a connection."""
+        self._connections.add(connection)
+
+    def is_own(self, frames: list[bytes]) -> bool:
+        """Whether a message answers one of our own requests."""
+        start = frames.index(b"<IDS|MSG>")
+        parent = bytes(frames[start + 3])
+        return any(session in parent for session in self._own_sessions)
+
+    def queue_changed(self, kernel_id: str) -> None:
+        """Count the execute requests that wait in or before the kernel."""
+        record = self.loop.kernels.get(kernel_id)
+        if record is None:
+            return
+        unanswered = sum(c.gpu_queued() for c in self.connections(kernel_id))
+        before = record.queued_runs
+        record.queued_runs = max(0, unanswered - 1)
+        if record.queued_runs > before:
+            self.loop.wake()
+
+    # ------------------------------------------------------------------ notices
+
+    def _notice(self, kernel_id: str, msg_type: str, content: dict[str, Any]) -> None:
+        record = self.loop.kernels.get(kernel_id)
+        if record is None:
+            return
+        cls = _NOTICES.get(msg_type)
+        if cls is None:
+            log.debug("Kernel %s sent an unknown notice %s", kernel_id, msg_type)
+            return
+        try:
+            self.heard(record, m.decode(cls, content))
+        except (GpuPredictError, ValueError, TypeError) as error:
+            log.warning("Kernel %s sent a malformed %s: %s", kernel_id, msg_type, error)
+
+    def heard(self, record: KernelRecord, notice: m.Message) -> None:
+        """Act on a kernel's notice."""
+        loop = self.loop
+        match notice:
+            case m.StateMessage():
+                self._state(record, notice)
+            case m.DemandMessage():
+                record.used_bytes = notice.used_bytes
+                record.suspended_bytes = notice.suspended_bytes
+                if notice.keep_reason:
+                    record.keep(notice.keep_reason, loop.clock())
+                loop.wake()
+            case m.CellRunMessage():
+                fields = {k: v for k, v in notice.content().items() if k != "version"}
+                fields["outcome"] = Outcome(fields["outcome"])
+                loop.cell_ran(
+                    record,
+                    CellRun(kernel_id=record.kernel_id, notebook=record.notebook, **fields),
+                )
+            case m.ClaimMessage():
+                loop.claim(
+                    Claim(
+                        claim_id=notice.claim_id,
+                        kernel_id=record.kernel_id,
+                        bytes=int(notice.bytes),
+                        made_s=notice.made_s,
+                        deadline_s=notice.deadline_s,
+                        priority=max(notice.priority, record.priority),
+                        affinity=notice.affinity,
+                        critical=notice.critical,
+                        origin=notice.origin,
+                    )
+                )
+            case m.ClaimEndMessage():
+                loop.claim_ended(notice.claim_id, notice.reason)
+            case m.CallMessage():
+                self.calls.start(record.kernel_id, notice)
+
+    def _state(self, record: KernelRecord, notice: m.StateMessage) -> None:
+        loop = self.loop
+        if notice.event == "busy":
+            loop.cell_started(record, notice.running_digest)
+            return
+        record.used_bytes = notice.used_bytes
+        record.suspended_bytes = notice.suspended_bytes
+        if notice.event == "restored":
+            loop.learned(Transfer.RESTORE, notice.bytes, notice.seconds)
+            lease = loop.leases.get(record.kernel_id)
+            loop.event(
+                "restored",
+                kernel_id=record.kernel_id,
+                notebook=record.notebook,
+                gpu_uuid=lease.gpu_uuid if lease else None,
+                bytes=notice.bytes,
+                seconds=notice.seconds,
+            )
+
+
+_NOTICES = {cls.msg_type: cls for cls in m.NOTICES}
+
+
+def notebook_path(session_name: str | None, root_dir: str) -> str | None:
+    """Return the notebook of a kernel as a path of the contents API.
+
+    Jupyter names the session by the notebook's path on disk.
+    """
+    if not session_name:
+        return None
+    path = os.path.relpath(os.path.join(root_dir, session_name), root_dir)
+    return session_name if path.startswith("..") else path

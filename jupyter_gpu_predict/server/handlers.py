@@ -1,0 +1,255 @@
+"""REST: parse, call the API, answer. What is decided is decided elsewhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from jupyter_server.utils import url_path_join
+from tornado import web
+
+from ..control.operations import Operation
+from ..errors import BadInputError, GpuPredictError
+from .api import Api
+from .inputs import text
+
+BASE = "jupyter-gpu-predict/api/v1"
+AUTH_RESOURCE = "kernels"
+"""Who may use kernels may use their GPUs."""
+
+GPU_ACTIONS = ("cordon", "uncordon", "drain", "health")
+KERNEL_VIEWS = ("forecast", "trace")
+KERNEL_OPERATIONS = ("claim", "bind", "reclaim", "snapshot", "restore", "migrate")
+KERNEL_ACTIONS = ("pin", "unpin")
+
+_PART = r"([^/]+)"
+
+
+class ApiHandler(APIHandler):  # type: ignore[misc]
+    """Base of all handlers: authenticated, authorised, errors as ``{"message", "reason"}``."""
+
+    auth_resource = AUTH_RESOURCE
+
+    @property
+    def api(self) -> Api:
+        """The API of this server."""
+        api: Api = self.settings["jupyter_gpu_predict_api"]
+        return api
+
+    def body(self) -> dict[str, Any]:
+        """Return the request's JSON object; an empty body is an empty object.
+
+        Raises
+        ------
+        BadInputError
+            If it is anything else.
+        """
+        raw = self.request.body
+        if not raw.strip():
+            return {}
+        try:
+            value = json.loads(raw, parse_constant=_refuse_constant)
+        except ValueError as error:
+            raise BadInputError(f"the body is not valid JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise BadInputError(f"the body must be a JSON object, not {type(value).__name__}")
+        return value
+
+    def answer(self, model: Any, status: int = 200) -> None:
+        """Send `model` as JSON."""
+        self.set_status(status)
+        self.finish(json.dumps(model))
+
+    def accepted(self, operation: Operation) -> None:
+        """Send a started operation."""
+        self.set_header("Location", url_path_join(self.base_url, BASE, "operations", operation.id))
+        self.answer(asdict(operation), 202)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Send an error as ``{"message", "reason"}``."""
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        if isinstance(error, GpuPredictError):
+            message, reason, status_code = str(error), error.reason, error.status
+        elif isinstance(error, web.HTTPError):
+            message = error.log_message or self._reason
+            reason = (error.reason or self._reason).lower().replace(" ", "_")
+        else:
+            message, reason = "the server failed; its log says more", "internal"
+        self.set_status(status_code)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps({"message": message, "reason": reason}))
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log what is not the caller's fault."""
+        if not isinstance(value, GpuPredictError) or value.status >= 500:
+            super().log_exception(typ, value, tb)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+class GpusHandler(ApiHandler):
+    """All GPUs."""
+
+    @web.authenticated
+    @authorized
+    def get(self) -> None:
+        """List them."""
+        self.answer(self.api.gpus())
+
+
+class GpuActionHandler(ApiHandler):
+    """What can be done to one GPU."""
+
+    @web.authenticated
+    @authorized
+    def post(self, gpu_uuid: str, action: str) -> None:
+        """Do it."""
+        uuid = text(gpu_uuid, "GPU")
+        if action == "health":
+            self.answer(self.api.script_health(uuid, self.body()))
+        else:
+            self.answer(getattr(self.api, action)(uuid))
+
+
+class KernelsHandler(ApiHandler):
+    """All kernels."""
+
+    @web.authenticated
+    @authorized
+    def get(self) -> None:
+        """List them."""
+        self.answer(self.api.kernels())
+
+
+class KernelHandler(ApiHandler):
+    """One kernel."""
+
+    @web.authenticated
+    @authorized
+    def get(self, kernel_id: str) -> None:
+        """Show it."""
+        self.answer(self.api.kernel(text(kernel_id, "kernel")))
+
+
+class KernelViewHandler(ApiHandler):
+    """A kernel's forecast or trace."""
+
+    @web.authenticated
+    @authorized
+    def get(self, kernel_id: str, view: str) -> None:
+        """Show it."""
+        self.answer(getattr(self.api, view)(text(kernel_id, "kernel")))
+
+
+class KernelActionHandler(ApiHandler):
+    """Pin and unpin."""
+
+    @web.authenticated
+    @authorized
+    def post(self, kernel_id: str, action: str) -> None:
+        """Do it."""
+        self.answer(self.api.pin(text(kernel_id, "kernel"), pinned=action == "pin"))
+
+
+class KernelOperationHandler(ApiHandler):
+    """Long work on a kernel."""
+
+    @web.authenticated
+    @authorized
+    def post(self, kernel_id: str, kind: str) -> None:
+        """Start it and answer 202 with the operation."""
+        self.accepted(getattr(self.api, kind)(text(kernel_id, "kernel"), self.body()))
+
+
+class OperationHandler(ApiHandler):
+    """One operation."""
+
+    @web.authenticated
+    @authorized
+    def get(self, operation_id: str) -> None:
+        """Show its state."""
+        self.answer(self.api.operation(text(operation_id, "operation")))
+
+
+class SnapshotsHandler(ApiHandler):
+    """All snapshots."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        """List them."""
+        self.answer(await self.api.snapshots())
+
+
+class SnapshotHandler(ApiHandler):
+    """One snapshot, by id or name."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, snapshot: str) -> None:
+        """Show it."""
+        self.answer(await self.api.snapshot_model(snapshot))
+
+    @web.authenticated
+    @authorized
+    async def delete(self, snapshot: str) -> None:
+        """Delete it."""
+        await self.api.delete_snapshot(snapshot)
+        self.set_status(204)
+        self.finish()
+
+
+class PlanHandler(ApiHandler):
+    """The last view and plan."""
+
+    @web.authenticated
+    @authorized
+    def get(self) -> None:
+        """Show them."""
+        self.answer(self.api.plan())
+
+
+class PolicyHandler(ApiHandler):
+    """The live policy's settings."""
+
+    @web.authenticated
+    @authorized
+    def get(self) -> None:
+        """Show them."""
+        self.answer(self.api.policy())
+
+    @web.authenticated
+    @authorized
+    def put(self) -> None:
+        """Change some of them."""
+        self.answer(self.api.set_policy(self.body()))
+
+
+def _any(names: tuple[str, ...]) -> str:
+    return f"({'|'.join(names)})"
+
+
+ROUTES: tuple[tuple[str, type[ApiHandler]], ...] = (
+    ("gpus", GpusHandler),
+    (f"gpus/{_PART}/{_any(GPU_ACTIONS)}", GpuActionHandler),
+    ("kernels", KernelsHandler),
+    (f"kernels/{_PART}", KernelHandler),
+    (f"kernels/{_PART}/{_any(KERNEL_VIEWS)}", KernelViewHandler),
+    (f"kernels/{_PART}/{_any(KERNEL_ACTIONS)}", KernelActionHandler),
+    (f"kernels/{_PART}/{_any(KERNEL_OPERATIONS)}", KernelOperationHandler),
+    (f"operations/{_PART}", OperationHandler),
+    ("snapshots", SnapshotsHandler),
+    (f"snapshots/{_PART}", SnapshotHandler),
+    ("plan", PlanHandler),
+    ("policy", PolicyHandler),
+)
+
+
+def routes() -> list[tuple[str, type[ApiHandler]]]:
+    """Return the handlers with their full paths."""
+    return [(f"/{BASE}/{path}", handler) for path, handler in ROUTES]

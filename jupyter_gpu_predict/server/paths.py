@@ -1,0 +1,39 @@
+"""Where this server keeps things on disk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Folders and files under Jupyter's own data and runtime folders, all of them the user's only."""
+
+    data: Path
+    spill: Path
+
+    @classmethod
+    def make(cls, data: Path, runtime: Path) -> Paths:
+        """Return the paths, with their folders made."""
+        paths = cls(data, runtime / "gpu-predict-spill")
+        for folder in (paths.data, paths.spill, paths.snapshots):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.chmod(folder, 0o700)
+        return paths
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of the snapshots."""
+        return self.data / "snapshots"
+
+    @property
+    def key(self) -> Path:
+        """Key that snapshots are signed with."""
+        return self.data / "snapshot.key"
+
+    @property
+    def database_url(self) -> str:
+        """Default database of traces and leases."""
+        return f"sqlite:///{self.data / 'state.db'}"

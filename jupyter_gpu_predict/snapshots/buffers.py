@@ -1,0 +1,84 @@
+"""Memory that is written apart from the pickle streams: arrays' and tensors' bytes.
+
+Every owner of memory (a numpy array that owns its data, a torch storage) gets one number, so that
+it is written once however many views, variables or streams refer to it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import SnapshotError
+
+IN_BAND_BYTES = 4096
+"""Smaller arrays and storages travel inside the stream; a table entry would cost more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Memory to be written: who owns it, how long it is and how it is to be allocated again."""
+
+    owner: Any
+    nbytes: int
+    spec: Mapping[str, Any]
+    read: Callable[[], memoryview]
+
+
+class BufferTable:
+    """The numbered memory of one capture."""
+
+    def __init__(self) -> None:
+        self.sources: list[Source] = []
+        self._by_owner: dict[int, int] = {}
+
+    def add(
+        self, owner: Any, nbytes: int, spec: Mapping[str, Any], read: Callable[[], memoryview]
+    ) -> int:
+        """Return the number of `owner`'s memory, giving it one if it has none."""
+        index = self._by_owner.get(id(owner))
+        if index is None:
+            index = self._by_owner[id(owner)] = len(self.sources)
+            self.sources.append(Source(owner, nbytes, spec, read))
+        return index
+
+
+def raw_memory(address: int, nbytes: int) -> memoryview:
+    """Return a writable view of `nbytes` bytes at `address`; the caller keeps the owner alive."""
+    if nbytes == 0:
+        return memoryview(bytearray())
+    return memoryview((ctypes.c_char * nbytes).from_address(address)).cast("B")
+
+
+def allocate(spec: Mapping[str, Any]) -> tuple[Any, memoryview]:
+    """Return a new owner of memory as `spec` describes it, and the memory to be filled.
+
+    Raises
+    ------
+    SnapshotError
+        If the library that owns such memory cannot be imported here.
+    """
+    kind = spec["kind"]
+    try:
+        if kind == "numpy":
+            import numpy as np
+
+            array = np.empty(tuple(spec["shape"]), np.dtype(spec["dtype"]), spec["order"])
+            return array, raw_memory(array.__array_interface__["data"][0], array.nbytes)
+        if kind == "torch":
+            import torch
+
+            storage = torch.UntypedStorage(spec["nbytes"])
+            return storage, raw_memory(storage.data_ptr(), spec["nbytes"])
+    except ImportError as error:
+        message = f"{kind} is needed for this snapshot and cannot be imported: {error}"
+        raise SnapshotError(f"{message}; install it in this kernel's environment") from error
+    raise SnapshotError(f"buffer kind {kind!r} is unknown; upgrade jupyter-gpu-predict")
+
+
+def loaded(name: str) -> Any:
+    """Return the module `name` if the user has imported it, else ``None``."""
+    return sys.modules.get(name)
