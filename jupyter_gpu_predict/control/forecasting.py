@@ -12,7 +12,7 @@ import tempfile
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,7 @@ class ForecastWorker:
         self._details[kernel_id] = Details(
             notes=tuple(answer["notes"]), cpu_s=answer["cpu_s"], scored=answer["scored"]
         )
-        return forecast_from_record(answer["forecast"])
+        return replace(forecast_from_record(answer["forecast"]), notes=tuple(answer["notes"]))
 
     async def _wait(
         self, worker: _Process, answered: asyncio.Future[dict[str, Any]], kernel_id: str

@@ -255,6 +255,7 @@ class ControlLoop:
             self.settle(claim.claim_id, ConflictError(f"kernel {kernel_id} ended: {reason}"))
         if (task := self._forecasts.pop(kernel_id, None)) is not None:
             task.cancel()
+        self.forecasting.forget(kernel_id)
         lease = await self.leases.release(kernel_id)
         if record is not None or lease is not None:
             self.event(
@@ -407,7 +408,8 @@ class ControlLoop:
         runs = list(record.runs)
         prior: list[CellRun] = []
         basis = "kernel"
-        if len(runs) < 3:
+        last = record.forecast
+        if last is None or last.basis != "kernel" or last.backtest is None:
             prior, basis = await asyncio.to_thread(self._prior, record)
         try:
             forecast = await self.forecasting.refresh(
@@ -438,7 +440,7 @@ class ControlLoop:
             runs = [r for r in runs if r.kernel_id != record.kernel_id]
             if runs:
                 return runs, "notebook"
-        digests = [r.digest for r in record.runs]
+        digests = list({r.digest for r in record.runs})
         runs = self.store.cell_runs(digests=digests) if digests else []
         runs = [r for r in runs if r.kernel_id != record.kernel_id]
         return runs, "cells" if runs else "none"

@@ -105,6 +105,9 @@ class Forecasting(Protocol):
     ) -> Forecast:
         """Fit, backtest and forecast one kernel's demand in the worker process."""
 
+    def forget(self, kernel_id: str) -> None:
+        """Drop what is kept about a kernel that is gone."""
+
 
 class KernelPort(Protocol):
     """One running kernel, as the loop speaks to it.

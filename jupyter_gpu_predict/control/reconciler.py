@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOVE_RETRY_S = 10.0
-"""How long after a failed move the next one of the same kernel may start."""
+"""How long after a failed move the next one of the same kernel may start; it doubles each time."""
+
+MOVE_RETRY_LIMIT_S = 600.0
 
 
 class PlanOvertaken(Exception):  # noqa: N818 - not a fault: the world moved on
@@ -45,7 +47,7 @@ class Reconciler:
     def __init__(self, loop: ControlLoop) -> None:
         self.loop = loop
         self._background: set[asyncio.Task[None]] = set()
-        self._move_again_s: dict[str, float] = {}
+        self._moves: dict[str, tuple[int, float]] = {}
 
     async def carry_out(self, plan: Plan) -> None:
         """Carry out `plan` in order; stop where it no longer holds and ask for another."""
@@ -269,6 +271,8 @@ class Reconciler:
         lease = loop.leases.get(kernel_id)
         if record is None or lease is None or record.working is not None:
             raise PlanOvertaken("the kernel is gone or at work")
+        if lease.state is LeaseState.SUSPENDED:
+            raise PlanOvertaken("its memory was taken back already")
         epoch = await loop.leases.next_epoch_for_suspend(kernel_id)
         record.working = "reclaim"
         try:
@@ -335,16 +339,25 @@ class Reconciler:
         record = loop.kernels.get(action.kernel_id)
         if record is None or record.working is not None or loop.moves is None:
             return
-        if loop.clock() < self._move_again_s.get(record.kernel_id, 0.0):
+        failures, not_before_s = self._moves.get(record.kernel_id, (0, 0.0))
+        if loop.clock() < not_before_s:
             return
-        self._move_again_s[record.kernel_id] = loop.clock() + MOVE_RETRY_S
         record.decided(loop.clock(), "migrate", action.reason)
         moves = loop.moves
-        self._operate(
-            "migrate",
-            record,
-            lambda: moves.migrate(record.kernel_id, action.target_gpu_uuid, action.reason),
-        )
+
+        async def move() -> dict[str, Any]:
+            try:
+                moved = await moves.migrate(
+                    record.kernel_id, action.target_gpu_uuid, action.reason
+                )
+            except GpuPredictError:
+                pause = min(MOVE_RETRY_LIMIT_S, MOVE_RETRY_S * 2**failures)
+                self._moves[record.kernel_id] = failures + 1, loop.clock() + pause
+                raise
+            self._moves.pop(record.kernel_id, None)
+            return moved
+
+        self._operate("migrate", record, move)
 
     def _operate(
         self,

@@ -239,7 +239,9 @@ class Execution:
     def text(self) -> str:
         """All text of the outputs."""
         return "".join(
-            o.get("text") or o.get("data", {}).get("text/plain") or "\n".join(o.get("traceback", ()))
+            o.get("text")
+            or o.get("data", {}).get("text/plain")
+            or "\n".join(o.get("traceback", ()))
             for o in self.outputs
         )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.trace.digest import source_digest
-from ..errors import KernelLinkError, StaleEpochError
+from ..errors import GpuPredictError, KernelLinkError, StaleEpochError
 from .gate import ClaimRefused, Gate, Grant, install_refusal, refusing
 from .guard import install_guards
 from .link import KernelLink
@@ -226,10 +226,13 @@ class Agent:
             )
             await self.pass_hold()
             with self.lock:
-                self._take(grant)
-                if not self.suspended or self.restore_now("cell"):
-                    self.active += 1
-                    return
+                try:
+                    self._take(grant)
+                except StaleEpochError:
+                    continue  # taken back again before this cell could begin
+                self.restore_now("cell")
+                self.active += 1
+                return
 
     def _wanted_bytes(
         self, code: str, args: tuple[Any, ...], kwargs: dict[str, Any], stated: int
@@ -297,11 +300,19 @@ class Agent:
     # ------------------------------------------------------------------ memory
 
     def restore_now(self, cause: str) -> bool:
-        """Bring suspended state back in this thread; true when nothing is suspended any more."""
+        """Bring suspended state back in this thread; true when nothing is suspended any more.
+
+        Where it cannot come back now, e.g. under the hands of a thread, tensors go on working on
+        their host copy.
+        """
         with self.lock:
             if not self.suspended:
                 return True
-            report = self.offloader.restore()
+            try:
+                report = self.offloader.restore()
+            except GpuPredictError as error:
+                self.kernel.log.warning("gpu-predict: %s runs on the host copy: %s", cause, error)
+                return False
             self.recorder.measure()
             self.notify_state("restored", seconds=report.seconds, bytes=report.bytes)
             self.link.kernel.log.debug("gpu-predict: restored %d bytes for %s", report.bytes, cause)

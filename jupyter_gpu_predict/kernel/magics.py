@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ HELP = """\
 %%gpu need 12GiB           state what this one cell needs"""
 
 
+_TAKE_WORDS = frozenset({"need", "snapshot", "restore", "migrate"})
+_CELL_NEED = re.compile(r"%%gpu[ \t]+need\b")
+
+
 def register(shell: Any, agent: Agent | None) -> None:
     """Register the magics with `shell`; without an agent they show local GPUs only."""
     from IPython.core.error import UsageError
@@ -48,6 +53,19 @@ def register(shell: Any, agent: Agent | None) -> None:
         return guarded(lambda: Commands(shell, agent).run_cell(line, cell))
 
     shell.register_magic_function(gpu, magic_kind="line_cell", magic_name="gpu")
+    if lay_bare not in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.append(lay_bare)
+
+
+def lay_bare(lines: list[str]) -> list[str]:
+    """Turn ``%%gpu need …`` into a statement above the cell's own code.
+
+    As part of a plain cell the code may use ``await``, and its errors are the cell's.
+    """
+    if not lines or not _CELL_NEED.match(lines[0]):
+        return lines
+    words = lines[0].strip().removeprefix("%%gpu").strip()
+    return [f"get_ipython().run_cell_magic('gpu', {words!r}, '')\n", *lines[1:]]
 
 
 class Commands:
@@ -63,18 +81,20 @@ class Commands:
         command = getattr(self, f"do_{word or 'status'}", None)
         if command is None:
             raise BadInputError(f"%gpu {word}: there is no such command; `%gpu help` lists them")
+        if rest.strip() and word not in _TAKE_WORDS:
+            raise BadInputError(f"%gpu {word} takes no further words, not {rest.strip()!r}")
         result: GpuResult = command(rest.strip())
         return result
 
-    def run_cell(self, line: str, cell: str) -> Any:
-        """Run a cell whose need the gate has already claimed."""
+    def run_cell(self, line: str, cell: str) -> None:
+        """Run a cell whose need the gate has already claimed; `lay_bare` leaves it empty."""
         word, _, rest = line.strip().partition(" ")
         if word != "need":
             raise BadInputError(f"%%gpu {word}: only `%%gpu need SIZE` can stand above a cell")
         parse_need(rest)
         self._link()
-        self.shell.run_cell(cell, store_history=False)
-        return None
+        if cell:
+            self.shell.run_cell(cell, store_history=False).raise_error()
 
     def _link(self) -> Agent:
         if self.agent is None:

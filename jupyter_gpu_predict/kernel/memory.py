@@ -13,6 +13,9 @@ from .offload.simulated import trim_heap
 SCAN_SHARE = 0.1
 """A scan may cost this share of the cell that it measures; else the last known figure serves."""
 
+TRIM_BYTES = 8 << 20
+"""Rise of resident memory from which a cell's transient is worth the milliseconds of a trim."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peak:
@@ -20,8 +23,9 @@ class Peak:
 
     `peak_bytes` and `end_bytes` are device memory and `source` names how the peak was measured:
     ``"torch.cuda"``; ``"storages+VmHWM"`` (simulated: storages, plus what the process's resident
-    memory rose above both ends); ``"storages"`` (the same without the transient, where the kernel
-    does not let the high-water mark be reset); ``"none"`` (no torch, so no device memory).
+    memory rose above both ends, if by more than `TRIM_BYTES`); ``"storages"`` (the same without
+    the transient, where the kernel does not let the high-water mark be reset); ``"none"`` (no
+    torch, so no device memory).
     `host_peak_bytes` is the process's peak resident memory during the run. `exact` is false where
     `end_bytes` is the figure of the last scan, because another would have cost too much.
     """
@@ -88,7 +92,10 @@ class PeakMeter:
         peak = max(self._start_used, self._used)
         if not self._can_reset:
             return Peak(peak, self._used, "storages", high, exact)
-        if self._count:
+        if self._count and high - self._start_rss > TRIM_BYTES:
+            # The heap keeps freed blocks resident, and they would pass for memory still in use.
+            trim_heap()
+            rss, _ = _resident()
             peak += max(0, high - max(self._start_rss, rss))
         return Peak(peak, self._used, "storages+VmHWM", high, exact)
 

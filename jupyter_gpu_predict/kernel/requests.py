@@ -103,10 +103,17 @@ class Requests:
             "seconds": time.perf_counter() - started,
         }
 
-    async def reclaim(self, request: m.ReclaimRequest) -> dict[str, Any]:
+    def reclaim(self, request: m.ReclaimRequest) -> Any:
         """Take the device memory back in place, or refuse with the reason named."""
         agent = self.agent
         agent.check_epoch(request.epoch)
+        if agent.active and not request.wait:
+            # Said here, because the loop where the rest runs belongs to the cell until it ends.
+            raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
+        return self._reclaim(request)
+
+    async def _reclaim(self, request: m.ReclaimRequest) -> dict[str, Any]:
+        agent = self.agent
         async with contextlib.AsyncExitStack() as stack:
             if request.wait:
                 await stack.enter_async_context(between_cells(agent, request.deadline_s))

@@ -13,9 +13,9 @@ from ..control.operations import Operation
 from ..control.reconciler import PlanOvertaken
 from ..control.records import KernelRecord
 from ..core.allocation.capacity import check_satisfiable
-from ..core.model import Claim, Lease
+from ..core.model import Claim, Lease, LeaseState
 from ..errors import ConflictError, RefusedError
-from ..snapshots.folder import SnapshotFolder
+from ..snapshots.folder import SnapshotFolder, validate_name
 from . import inputs
 from .fleet import Fleet
 from .relaunch import Relauncher
@@ -154,7 +154,7 @@ class Api:
             record,
             inputs.size_bytes(body["bytes"]),
             kind="claim",
-            priority=inputs.priority(body.get("priority", 0)),
+            priority=inputs.priority(body["priority"]) if "priority" in body else None,
             affinity=None
             if body.get("affinity") is None
             else inputs.text(body["affinity"], "affinity"),
@@ -177,7 +177,7 @@ class Api:
         wanted: int,
         *,
         kind: str,
-        priority: int = 0,
+        priority: int | None = None,
         affinity: str | None = None,
         critical: bool = False,
         deadline_s: float | None = None,
@@ -190,28 +190,29 @@ class Api:
             bytes=wanted,
             made_s=now,
             deadline_s=now + (self.fleet.claim_deadline_s if deadline_s is None else deadline_s),
-            priority=max(priority, record.priority),
+            priority=record.priority if priority is None else priority,
             affinity=affinity,
             critical=critical,
             origin="rest",
         )
         check_satisfiable(claim, loop.last_view.gpus if loop.last_view else ())
-        settled = loop.settled(claim)
 
         async def granted(_: Any) -> dict[str, Any]:
+            settled = loop.settled(claim)
+            record.priority = claim.priority
+            loop.claim(claim)
             await settled
             return self.kernel(record.kernel_id)
 
-        operation = loop.operations.start(kind, record.kernel_id, granted)
-        loop.claim(claim)
-        return operation
+        return loop.operations.start(kind, record.kernel_id, granted)
 
     def reclaim(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
         """Suspend a kernel now."""
         inputs.known_fields(body, {"wait"})
         wait = inputs.boolean(body.get("wait", False), "wait")
         record = self._with_agent(kernel_id)
-        if self.loop.leases.get(kernel_id) is None:
+        lease = self.loop.leases.get(kernel_id)
+        if lease is None or lease.state is LeaseState.SUSPENDED:
             raise ConflictError(f"kernel {kernel_id} holds no GPU memory that could be taken back")
 
         async def work(_: Any) -> dict[str, Any]:
@@ -228,7 +229,9 @@ class Api:
     def snapshot(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
         """Save the kernel's state."""
         inputs.known_fields(body, {"name"})
-        name = None if body.get("name") is None else inputs.text(body["name"], "name")
+        name = (
+            None if body.get("name") is None else validate_name(inputs.text(body["name"], "name"))
+        )
         self._with_agent(kernel_id)
 
         async def work(_: Any) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Fleet:
         self._own_sessions: dict[bytes, str] = {}
         self._connections: WeakSet[Any] = WeakSet()
         self._boots: dict[str, asyncio.Task[None]] = {}
+        self._placing = asyncio.Lock()
         self._closed = False
 
     # ------------------------------------------------------------------ launch service
@@ -79,21 +80,27 @@ class Fleet:
         if notebook is not None:
             runs = await asyncio.to_thread(loop.store.cell_runs, notebook=notebook)
             wanted = max((r.peak_bytes for r in runs), default=0)
-        rooms = []
-        for status in loop.statuses:
-            risk = loop.risks.get(status.uuid)
-            if status.lost or status.uuid in loop.cordoned or (risk and risk.level == "critical"):
-                continue
-            leases = loop.leases.on(status.uuid)
-            free = status.total_bytes - sum(lease.held_bytes for lease in leases)
-            rooms.append((free, -len(leases), -status.index, status.uuid))
-        if not rooms:
-            return None
-        free, _, _, uuid = max(rooms)
-        if wanted == 0 or wanted > free:
-            return await loop.leases.bind(kernel_id, uuid, 0)
-        expires = loop.clock() + loop.settings.reservation_s
-        return await loop.leases.reserve(kernel_id, uuid, wanted, expires)
+        # One at a time: kernels opened at once would all see the same GPU empty.
+        async with self._placing:
+            rooms = []
+            for status in loop.statuses:
+                risk = loop.risks.get(status.uuid)
+                if (
+                    status.lost
+                    or status.uuid in loop.cordoned
+                    or (risk and risk.level == "critical")
+                ):
+                    continue
+                leases = loop.leases.on(status.uuid)
+                free = status.total_bytes - sum(lease.held_bytes for lease in leases)
+                rooms.append((free, -len(leases), -status.index, status.uuid))
+            if not rooms:
+                return None
+            free, _, _, uuid = max(rooms)
+            if wanted == 0 or wanted > free:
+                return await loop.leases.bind(kernel_id, uuid, 0)
+            expires = loop.clock() + loop.settings.reservation_s
+            return await loop.leases.reserve(kernel_id, uuid, wanted, expires)
 
     async def after_launch(self, km: Any) -> None:
         """Start to put the agent into the kernel that was just launched."""
@@ -309,7 +316,7 @@ class Fleet:
                         bytes=int(notice.bytes),
                         made_s=notice.made_s,
                         deadline_s=notice.deadline_s,
-                        priority=max(notice.priority, record.priority),
+                        priority=notice.priority or record.priority,
                         affinity=notice.affinity,
                         critical=notice.critical,
                         origin=notice.origin,

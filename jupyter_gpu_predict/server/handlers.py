@@ -12,9 +12,9 @@ from jupyter_server.utils import url_path_join
 from tornado import web
 
 from ..control.operations import Operation
-from ..errors import BadInputError, GpuPredictError
+from ..errors import BadInputError, GpuPredictError, NotFoundError
 from .api import Api
-from .inputs import text
+from .inputs import known_fields, text
 
 BASE = "jupyter-gpu-predict/api/v1"
 AUTH_RESOURCE = "kernels"
@@ -39,6 +39,13 @@ class ApiHandler(APIHandler):  # type: ignore[misc]
         api: Api = self.settings["jupyter_gpu_predict_api"]
         return api
 
+    async def prepare(self) -> None:
+        """Refuse strangers before anything else, also where the method does not exist."""
+        await super().prepare()
+        # A browser's preflight carries no token.
+        if not self.current_user and self.request.method != "OPTIONS":
+            raise web.HTTPError(403)
+
     def body(self) -> dict[str, Any]:
         """Return the request's JSON object; an empty body is an empty object.
 
@@ -54,9 +61,15 @@ class ApiHandler(APIHandler):  # type: ignore[misc]
             value = json.loads(raw, parse_constant=_refuse_constant)
         except ValueError as error:
             raise BadInputError(f"the body is not valid JSON: {error}") from None
+        except RecursionError:
+            raise BadInputError("the body is nested too deeply") from None
         if not isinstance(value, dict):
             raise BadInputError(f"the body must be a JSON object, not {type(value).__name__}")
         return value
+
+    def no_body(self) -> None:
+        """Refuse a request that says more than it can mean."""
+        known_fields(self.body(), set())
 
     def answer(self, model: Any, status: int = 200) -> None:
         """Send `model` as JSON."""
@@ -113,6 +126,7 @@ class GpuActionHandler(ApiHandler):
         if action == "health":
             self.answer(self.api.script_health(uuid, self.body()))
         else:
+            self.no_body()
             self.answer(getattr(self.api, action)(uuid))
 
 
@@ -153,6 +167,7 @@ class KernelActionHandler(ApiHandler):
     @authorized
     def post(self, kernel_id: str, action: str) -> None:
         """Do it."""
+        self.no_body()
         self.answer(self.api.pin(text(kernel_id, "kernel"), pinned=action == "pin"))
 
 
@@ -230,6 +245,15 @@ class PolicyHandler(ApiHandler):
         self.answer(self.api.set_policy(self.body()))
 
 
+class NothingHandler(ApiHandler):
+    """Every path of the API at which there is nothing."""
+
+    async def prepare(self) -> None:
+        """Say so, to those who may know."""
+        await super().prepare()
+        raise NotFoundError(f"{self.request.path} does not exist; openapi.yaml lists what does")
+
+
 def _any(names: tuple[str, ...]) -> str:
     return f"({'|'.join(names)})"
 
@@ -252,4 +276,7 @@ ROUTES: tuple[tuple[str, type[ApiHandler]], ...] = (
 
 def routes() -> list[tuple[str, type[ApiHandler]]]:
     """Return the handlers with their full paths."""
-    return [(f"/{BASE}/{path}", handler) for path, handler in ROUTES]
+    return [
+        *((f"/{BASE}/{path}", handler) for path, handler in ROUTES),
+        (f"/{BASE}(?:/.*)?", NothingHandler),
+    ]

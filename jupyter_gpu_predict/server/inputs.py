@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.model import PolicySettings
+from ..core.model import GpuHealth, PolicySettings
 from ..errors import BadInputError
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
-_NAME = re.compile(r"[^\x00-\x1f\x7f/\\]+")
 MAX_NAME = 128
+LARGEST_BYTES = 1 << 62
+HEALTH_FIELDS = {*GpuHealth.__dataclass_fields__, "lost", "xid"}
+"""What can be scripted: each health value, the loss of the GPU, an XID that occurs now."""
+
+_SHARES = {"prebind_threshold", "max_duty"}
+_SHOWN = 60
 
 
 def known_fields(body: Mapping[str, Any], allowed: set[str]) -> None:
@@ -20,32 +24,38 @@ def known_fields(body: Mapping[str, Any], allowed: set[str]) -> None:
     unknown = sorted(set(body) - allowed)
     if unknown:
         raise BadInputError(
-            f"unknown field {unknown[0]!r}; known: {', '.join(sorted(allowed)) or 'none'}"
+            f"unknown field {_shown(unknown[0])}; known: {', '.join(sorted(allowed)) or 'none'}"
         )
 
 
 def size_bytes(value: Any, name: str = "bytes") -> int:
     """Return a number of bytes greater than zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadInputError(f"{name} must be a number of bytes, not {value!r}")
-    if not math.isfinite(value) or value <= 0 or value != int(value) or value > 2**62:
-        raise BadInputError(f"{name} must be a whole number of bytes above 0, not {value!r}")
-    return int(value)
+    size = _number(value, name, "bytes")
+    if not 0 < size <= LARGEST_BYTES or size != int(size):
+        raise BadInputError(f"{name} must be a whole number of bytes above 0, not {_shown(value)}")
+    return int(size)
 
 
 def seconds(value: Any, name: str, largest: float = 86400.0 * 7) -> float:
     """Return a number of seconds, 0 or more."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadInputError(f"{name} must be a number of seconds, not {value!r}")
-    if not math.isfinite(value) or not 0 <= value <= largest:
-        raise BadInputError(f"{name} must lie between 0 and {largest:g} s, not {value!r}")
-    return float(value)
+    duration = _number(value, name, "seconds")
+    if not 0 <= duration <= largest:
+        raise BadInputError(f"{name} must lie between 0 and {largest:g} s, not {_shown(value)}")
+    return float(duration)
+
+
+def share(value: Any, name: str) -> float:
+    """Return a number between 0 and 1."""
+    part = _number(value, name, "0 to 1")
+    if not 0 <= part <= 1:
+        raise BadInputError(f"{name} must lie between 0 and 1, not {_shown(value)}")
+    return float(part)
 
 
 def boolean(value: Any, name: str) -> bool:
     """Return true or false."""
     if not isinstance(value, bool):
-        raise BadInputError(f"{name} must be true or false, not {value!r}")
+        raise BadInputError(f"{name} must be true or false, not {_shown(value)}")
     return value
 
 
@@ -54,28 +64,29 @@ def priority(value: Any) -> int:
     if isinstance(value, str) and value in PRIORITIES:
         return PRIORITIES[value]
     if isinstance(value, bool) or not isinstance(value, int) or value not in (-1, 0, 1):
-        raise BadInputError(f"priority must be low, normal or high, not {value!r}")
+        raise BadInputError(f"priority must be low, normal or high, not {_shown(value)}")
     return value
 
 
 def text(value: Any, name: str) -> str:
     """Return a short text that can stand in a message or a path."""
     if not isinstance(value, str):
-        raise BadInputError(f"{name} must be a text, not {value!r}")
+        raise BadInputError(f"{name} must be a text, not {_shown(value)}")
     if not value or len(value) > MAX_NAME:
         raise BadInputError(f"{name} must have 1 to {MAX_NAME} characters, not {len(value)}")
-    if ".." in value or not _NAME.fullmatch(value):
+    if ".." in value or "/" in value or "\\" in value or not value.isprintable():
         raise BadInputError(
-            f"{name} {value!r} must not contain '/', '\\', '..' or control characters"
+            f"{name} {_shown(value)} must not contain '/', '\\', '..' or control characters"
         )
     return value
 
 
-def health(value: Any) -> dict[str, Any]:
-    """Return the body of a health script as a mapping; the backend checks its fields."""
-    if not isinstance(value, dict) or not value:
-        raise BadInputError("the body must be an object with at least one health value")
-    return value
+def health(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a health script; the backend checks their values."""
+    known_fields(body, HEALTH_FIELDS)
+    if not body:
+        raise BadInputError("the body is empty: give at least one health value")
+    return dict(body)
 
 
 def policy(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,16 +95,29 @@ def policy(body: Mapping[str, Any]) -> dict[str, Any]:
     known_fields(body, set(PolicySettings.__dataclass_fields__))
     changes: dict[str, Any] = {}
     for name, value in body.items():
-        default = getattr(defaults, name)
-        if isinstance(default, bool):
+        if isinstance(getattr(defaults, name), bool):
             changes[name] = boolean(value, name)
         elif name == "headroom_bytes":
             changes[name] = 0 if value == 0 and value is not False else size_bytes(value, name)
-        elif name in {"prebind_threshold", "max_duty"}:
-            share = seconds(value, name, 10.0)
-            if share > 1:
-                raise BadInputError(f"{name} must lie between 0 and 1, not {value!r}")
-            changes[name] = share
+        elif name in _SHARES:
+            changes[name] = share(value, name)
         else:
             changes[name] = seconds(value, name)
     return changes
+
+
+def _number(value: Any, name: str, of: str) -> int | float:
+    """Return a finite number; whole ones may be too large for a float, and stay whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadInputError(f"{name} must be a number ({of}), not {_shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInputError(f"{name} must be a finite number ({of}), not {value!r}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # nested deeply, or more digits than Python writes out
+        return f"this {type(value).__name__}"
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from .pickling import SnapshotPickler
 
 
+_View = tuple[Any, int, Any, Any, bool]
+"""What makes a view of memory: dtype, offset in bytes, shape, strides, whether it is writeable."""
+
+
 def reduce_array(pickler: SnapshotPickler, array: Any) -> Any:
     """Reduce an exact ``numpy.ndarray`` to its owner's memory or to a view of another array."""
     numpy = loaded("numpy")
@@ -22,7 +26,7 @@ def reduce_array(pickler: SnapshotPickler, array: Any) -> Any:
         if start <= low and high <= start + root.nbytes and _order(root):
             offset = array.__array_interface__["data"][0] - start
             view = (array.dtype, offset, array.shape, array.strides, array.flags.writeable)
-            return RebuildArrays.array_view, (root, *view)
+            return RebuildArrays.array_view, (root, view)
     if root is not array and root.dtype.hasobject:
         pickler.note("an object array that is a view was saved apart from its base")
     torch = loaded("torch")
@@ -32,7 +36,7 @@ def reduce_array(pickler: SnapshotPickler, array: Any) -> Any:
         low, high = _bounds(numpy, array)
         if storage.data_ptr() <= low and high <= storage.data_ptr() + storage.nbytes():
             view = (array.dtype, offset, array.shape, array.strides, array.flags.writeable)
-            return RebuildArrays.array_over_storage, (storage, *view)
+            return RebuildArrays.array_over_storage, (storage, view)
     if root is array and array.base is not None and type(array.base).__name__ != "bytes":
         pickler.note(f"memory shared with a {type(array.base).__name__} was saved as a copy")
     return _reduce_owner(pickler, numpy, array)
@@ -68,7 +72,8 @@ def _reduce_owner(pickler: SnapshotPickler, numpy: Any, array: Any) -> Any:
         return RebuildArrays.array, (index, writeable)
     spec = {"dtype": "|u1", "shape": [nbytes], "order": "C"}
     index = pickler.buffer(array, nbytes, {"kind": "numpy", **spec}, address)
-    return RebuildArrays.odd_array, (index, dtype, array.shape, array.strides, writeable)
+    view = (dtype, 0, array.shape, array.strides, writeable)
+    return RebuildArrays.odd_array, (index, view)
 
 
 def _root(numpy: Any, array: Any) -> Any:
@@ -113,7 +118,7 @@ class RebuildArrays:
 
     buffers: dict[int, Any]
 
-    def small_array(self, data: bytes, dtype: Any, shape: Any, order: str, writeable: bool) -> Any:
+    def small_array(self, data: bytes, dtype: Any, shape: Any, order: Any, writeable: bool) -> Any:
         """Return an array that owns a copy of `data`."""
         import numpy as np
 
@@ -128,28 +133,26 @@ class RebuildArrays:
         array.flags.writeable = writeable
         return array
 
-    def odd_array(self, index: int, dtype: Any, shape: Any, strides: Any, writeable: bool) -> Any:
+    def odd_array(self, index: int, view: _View) -> Any:
         """Return an array of a structured or otherwise special dtype over buffer `index`."""
-        return self.array_view(self.buffers[index], dtype, 0, shape, strides, writeable)
+        return self.array_view(self.buffers[index], view)
 
-    def array_view(
-        self, root: Any, dtype: Any, offset: int, shape: Any, strides: Any, writeable: bool
-    ) -> Any:
+    def array_view(self, root: Any, view: _View) -> Any:
         """Return a view over the memory of `root`."""
-        import numpy as np
+        return _view(as_bytes(root), view)
 
-        view = np.ndarray(shape, dtype, as_bytes(root), offset, strides)
-        view.flags.writeable = writeable
-        return view
-
-    def array_over_storage(
-        self, storage: Any, dtype: Any, offset: int, shape: Any, strides: Any, writeable: bool
-    ) -> Any:
+    def array_over_storage(self, storage: Any, view: _View) -> Any:
         """Return an array over the memory of a torch storage."""
-        import numpy as np
         import torch
 
         whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage).numpy()
-        view = np.ndarray(shape, dtype, whole, offset, strides)
-        view.flags.writeable = writeable
-        return view
+        return _view(whole, view)
+
+
+def _view(memory: Any, view: _View) -> Any:
+    import numpy as np
+
+    dtype, offset, shape, strides, writeable = view
+    array = np.ndarray(shape, dtype, memory, offset, strides)
+    array.flags.writeable = writeable
+    return array

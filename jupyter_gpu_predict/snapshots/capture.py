@@ -21,7 +21,7 @@ from .sharing import Key, Plan, make_plan
 from .signing import FORMAT, python_version, sign
 
 OWN_BLOB_BYTES = 1 << 20
-"""Streams and buffers from this size on get a blob of their own, which saves nothing to shift it."""
+"""Streams and buffers from this size on get a blob of their own, so that no other shifts them."""
 
 MODULE_NAMES = frozenset(
     {

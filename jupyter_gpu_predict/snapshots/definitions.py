@@ -41,7 +41,7 @@ _ENUM_OWN = frozenset(
     }
 )
 _CLASS_OWN = frozenset(
-    {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__slots__", "_abc_impl"}
+    {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__slots__", "__slotnames__", "_abc_impl"}
 )
 _MEMBER_OWN = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 
@@ -54,10 +54,7 @@ def importable(obj: Any, main_names: frozenset[str]) -> bool:
         return False
     found: Any = sys.modules.get(module)
     for part in path.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            return False
+        found = getattr(found, part, None)
     return found is obj
 
 
@@ -166,7 +163,7 @@ def reduce_class(pickler: SnapshotPickler, cls: type) -> Any:
         keywords = {}
         if issubclass(cls, enum.Flag) and hasattr(cls, "_boundary_"):
             keywords["boundary"] = cls._boundary_
-        arguments = (*head, body, members, keywords)
+        arguments = (head, body, members, keywords)
         return RebuildDefinitions.enum_class, arguments, _enum_state(cls), None, None, fill
     # These two are read while a class is being made.
     for name in ("__slots__", "__orig_bases__"):
@@ -211,7 +208,7 @@ def _enum_state(cls: type[enum.Enum]) -> dict[str, Any]:
 
 def _plain_value(member: enum.Enum) -> Any:
     """Return a mixed-in value (the text of a ``str`` member) as its plain type, else ``None``."""
-    kind = type(member)._member_type_
+    kind: Any = getattr(type(member), "_member_type_")  # noqa: B009
     if kind is object:
         return None
     if kind in (int, str, bytes, float, complex):
@@ -303,14 +300,13 @@ class RebuildDefinitions:
 
     def enum_class(
         self,
-        meta: Any,
-        name: str,
-        bases: tuple[type, ...],
+        head: tuple[Any, str, tuple[type, ...]],
         body: dict[str, Any],
         members: list[tuple[str, Any, Any]],
         keywords: dict[str, Any],
     ) -> type:
         """Return an enumeration with its members; user-written constructors do not run."""
+        meta, name, bases = head
         rest = iter(members)
 
         def make_member(cls: Any, *arguments: Any) -> Any:

@@ -28,7 +28,9 @@ def library_node(obj: Any) -> LibraryNode | str | None:
 def _numpy(numpy: Any, obj: Any) -> LibraryNode | None:
     kind = type(obj)
     if isinstance(obj, numpy.ma.MaskedArray):
-        return None
+        fill = obj._fill_value  # the property would set it
+        fill = numpy.asarray(numpy.ma.default_fill_value(obj) if fill is None else fill, obj.dtype)
+        return LibraryNode(b"masked", [kind, obj.data, numpy.ma.getmaskarray(obj), fill])
     if isinstance(obj, numpy.ndarray):
         head = f"array {kind.__qualname__} {obj.shape}".encode()
         if obj.dtype.hasobject and obj.dtype.names is None:
@@ -122,6 +124,22 @@ def _extension_values(array: Any) -> list[Any]:
     return [array.to_numpy(dtype=object)]
 
 
+def _matplotlib(artist: Any, obj: Any) -> LibraryNode | None:
+    """Describe a figure by what it shows; its callbacks and caches differ from run to run."""
+    if not isinstance(obj, artist.Artist):
+        return None
+    kind = type(obj)
+    names = ("get_text", "get_title", "get_xlabel", "get_ylabel", "get_array", "get_color")
+    readers = [getattr(obj, name, None) for name in names]
+    shown = [read() for read in readers if callable(read)]
+    given = [getattr(obj, name, None) for name in ("_xorig", "_yorig")]
+    # An axis makes its ticks when asked for its children.
+    axis = isinstance(getattr(obj, "label", None), artist.Artist)
+    children = [obj.label] if axis else list(obj.get_children())
+    head = f"artist {obj.get_label()!s} {obj.get_visible()}".encode()
+    return LibraryNode(head, [kind, shown, given, children])
+
+
 def _ipython(module: Any, obj: Any) -> LibraryNode | None:
     return LibraryNode(b"shell", []) if isinstance(obj, module.InteractiveShell) else None
 
@@ -130,5 +148,6 @@ _LIBRARIES = (
     ("numpy", _numpy),
     ("torch", _torch),
     ("pandas", _pandas),
+    ("matplotlib.artist", _matplotlib),
     ("IPython.core.interactiveshell", _ipython),
 )

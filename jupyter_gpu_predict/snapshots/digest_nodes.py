@@ -20,6 +20,7 @@ from .report import type_name
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _MAIN = frozenset({"__main__"})
 _CACHES = frozenset({"__static_attributes__", "__annotations_cache__", "__firstlineno__"})
+_ATOM_BASES: tuple[Any, ...] = (int, str, float, bytes, complex)
 _PROPERTY_PARTS = ("fget", "fset", "fdel")
 
 
@@ -44,13 +45,14 @@ def expand(obj: Any) -> Node | Opaque:
     kind = type(obj)
     builtin = _BUILTIN.get(kind)
     if builtin is not None:
-        return builtin(obj)
+        node: Node | Opaque = builtin(obj)
+        return node
     if isinstance(obj, type):
         return _class(obj)
     if isinstance(obj, enum.Enum):
         return Node(b"enum " + str(obj._name_).encode(), [kind, obj._value_])
     if isinstance(obj, (set, frozenset)):
-        return Node(b"set", [kind, *set.__iter__(obj)] if kind is set else _set_children(obj), True)
+        return Node(b"set", _set_children(obj), True)
     found = library_node(obj)
     if found is not None:
         return Node(*found) if isinstance(found, LibraryNode) else Opaque(found)
@@ -163,17 +165,17 @@ def _instance(obj: Any) -> Node | Opaque:
         state = obj.__getstate__()
         return Node(b"state", [kind, _Sorted(state) if _named(state) else state, *_content(obj)])
     reduce = copyreg.dispatch_table.get(kind)
-    plain = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    plain = all(getattr(kind, n) is getattr(object, n) for n in ("__reduce_ex__", "__reduce__"))
     if reduce is None and plain and (_from_python(kind) or isinstance(obj, (dict, list, tuple))):
         return Node(b"instance", [kind, _Sorted(_attributes(obj)), *_content(obj)])
     value = reduce(obj) if reduce is not None else obj.__reduce_ex__(4)
     if isinstance(value, str):
         return Node(f"name {kind.__module__}.{value}".encode())
     function, arguments, *rest = value
-    parts = [list(part) if index and part is not None else part for index, part in enumerate(rest)]
-    if parts and _named(parts[0]):
-        parts[0] = _Sorted(parts[0])
-    return Node(b"reduced", [function, arguments, *parts[:3]])
+    state, items, pairs = [*rest, None, None, None][:3]
+    parts = [_Sorted(state) if _named(state) else state]
+    parts += [None if part is None else list(part) for part in (items, pairs)]
+    return Node(b"reduced", [function, arguments, *parts])
 
 
 def _named(state: Any) -> bool:
@@ -208,10 +210,14 @@ def _content(obj: Any) -> list[Any]:
         return list(list.__iter__(obj))
     if isinstance(obj, tuple):
         return list(tuple.__iter__(obj))
-    for atom in (int, str, float, bytes, complex):
+    for atom in _ATOM_BASES:
         if isinstance(obj, atom):
-            return [atom.__new__(atom, obj) if atom is not str else str.__str__(obj)]
+            return [atom.__getnewargs__(obj)]
     return []
+
+
+def _weak_mapping(obj: Any) -> Node:
+    return Node(b"weak mapping", list(obj.items()), True)
 
 
 def _digest(data: bytes) -> bytes:
@@ -244,6 +250,9 @@ _BUILTIN: dict[type, Any] = {
     staticmethod: _wrapper,
     classmethod: _wrapper,
     type(functools.lru_cache(maxsize=1)(len)): _lru_cache,
+    weakref.WeakKeyDictionary: _weak_mapping,
+    weakref.WeakValueDictionary: _weak_mapping,
+    weakref.WeakSet: lambda obj: Node(b"weak set", list(obj), True),
     weakref.ref: lambda obj: Node(b"weakref " + type_name(obj()).encode()),
     type(threading.Lock()): lambda obj: Opaque("lock"),
     type(threading.RLock()): lambda obj: Opaque("lock"),

@@ -118,7 +118,7 @@ class SnapshotFolder:
         for info in reversed(self.list()):
             if info.name == name_or_id:
                 return info.snapshot_id
-        raise NotFoundError(f"there is no snapshot {name_or_id!r} in {self.path}")
+        raise NotFoundError(f"there is no snapshot {name_or_id!r}; `%gpu snapshots` lists them")
 
     def read(self, snapshot_id: str) -> dict[str, Any]:
         """Return the signed document of a snapshot, not yet verified.
@@ -134,7 +134,7 @@ class SnapshotFolder:
         try:
             document = json.loads(file.read_bytes())
         except FileNotFoundError:
-            raise NotFoundError(f"there is no snapshot {snapshot_id!r} in {self.path}") from None
+            raise NotFoundError(f"there is no snapshot {snapshot_id!r}") from None
         except ValueError as error:
             raise SnapshotError(f"{file} is not a manifest ({error}); delete it") from error
         if not isinstance(document, dict):
@@ -166,7 +166,7 @@ class SnapshotFolder:
         try:
             file.unlink()
         except FileNotFoundError:
-            raise NotFoundError(f"there is no snapshot {snapshot_id!r} in {self.path}") from None
+            raise NotFoundError(f"there is no snapshot {snapshot_id!r}") from None
         _sync_folder(self.manifests)
         self.collect_garbage()
 
@@ -213,7 +213,7 @@ class SnapshotFolder:
     def _manifest(self, snapshot_id: str) -> Path:
         validate_name(snapshot_id)
         if not _ID.match(snapshot_id):
-            raise NotFoundError(f"there is no snapshot {snapshot_id!r} in {self.path}")
+            raise NotFoundError(f"there is no snapshot {snapshot_id!r}")
         return self.manifests / f"{snapshot_id}.json"
 
     @contextlib.contextmanager

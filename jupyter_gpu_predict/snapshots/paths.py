@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -35,22 +36,23 @@ def _children(obj: Any) -> Iterator[tuple[Any, str]]:
     elif kind in (set, frozenset):
         for child in obj:
             yield child, "{…}"
-    closure = getattr(obj, "__closure__", None) if kind.__name__ == "function" else None
-    for cell, name in zip(closure or (), obj.__code__.co_freevars if closure else (), strict=True):
-        try:
-            yield cell.cell_contents, f".<{name}>"
-        except ValueError:
-            continue
-    try:
-        attributes = object.__getattribute__(obj, "__dict__")
-    except AttributeError:
-        attributes = {}
+    if isinstance(obj, types.FunctionType):
+        for cell, name in zip(obj.__closure__ or (), obj.__code__.co_freevars, strict=True):
+            for contents in _contents(cell):
+                yield contents, f".<{name}>"
+    attributes = vars(obj) if type(getattr(obj, "__dict__", None)) is dict else {}
     for name, child in dict(attributes).items():
         yield child, f".{name}"
     for base in kind.__mro__:
-        slots = base.__dict__.get("__slots__", ())
+        slots = vars(base).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
-            try:
-                yield object.__getattribute__(obj, name), f".{name}"
-            except AttributeError:
-                continue
+            descriptor = vars(base).get(name)
+            if isinstance(descriptor, types.MemberDescriptorType) and hasattr(obj, name):
+                yield getattr(obj, name), f".{name}"
+
+
+def _contents(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []

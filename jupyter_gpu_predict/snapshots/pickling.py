@@ -244,14 +244,10 @@ def _sentence(error: BaseException) -> str:
 
 def _find_dill() -> Any:
     dill = loaded("dill")
-    if dill is not None:
-        return dill
-    if importlib.util.find_spec("dill") is None:
-        return None
-    import dill
-
-    # On import dill changes the pickler of the whole process; the user did not ask for that.
-    dill.extend(False)
+    if dill is None and importlib.util.find_spec("dill") is not None:
+        dill = importlib.import_module("dill")
+        # On import dill changes the pickler of the whole process; the user did not ask for that.
+        dill.extend(False)
     return dill
 
 

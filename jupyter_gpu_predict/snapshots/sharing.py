@@ -213,8 +213,11 @@ def _counts(context: Context, obj: Any) -> bool:
         return sys.getsizeof(obj) >= LARGE_CONSTANT_BYTES
     if isinstance(obj, types.FunctionType):
         return not importable(obj, context.main_names)
-    if isinstance(obj, _CONSTANTS) or type(obj).__module__ == "typing":
+    if isinstance(obj, _CONSTANTS):
         return False
+    if type(obj).__module__ == "typing":
+        # A type variable of the session is known by identity; others are found by name.
+        return getattr(obj, "__module__", None) in context.main_names
     for module, names in (("numpy", ("dtype", "ufunc")), ("torch", ("dtype", "device", "layout"))):
         library = sys.modules.get(module)
         if library is not None and isinstance(obj, tuple(getattr(library, n) for n in names)):
@@ -300,9 +303,12 @@ def _write_group(
 
 def _blame(context: Context, keys: list[Key], everything: Mapping[Key, Any]) -> Key:
     """Return the first key that cannot be pickled together with those before it."""
-    for count in range(1, len(keys)):
+
+    def fails(count: int) -> bool:
         try:
             _dump(context, [everything[key] for key in keys[:count]], _inline(keys))
         except CannotSave:
-            return keys[count - 1]
-    return keys[-1]
+            return True
+        return False
+
+    return next((keys[n - 1] for n in range(1, len(keys)) if fails(n)), keys[-1])

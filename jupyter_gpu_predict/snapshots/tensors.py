@@ -40,7 +40,7 @@ def reduce_tensor(pickler: SnapshotPickler, tensor: Any) -> Any:
         return _reduce_other(tensor, extras)
     storage = pickler.context.canonical_storage(tensor.untyped_storage())
     where = (tensor.storage_offset(), tuple(tensor.size()), tuple(tensor.stride()))
-    arguments = (kind, storage, tensor.dtype, *where, tensor.requires_grad)
+    arguments = (kind, storage, tensor.dtype, where, tensor.requires_grad)
     if not extras:
         return RebuildTensors.tensor, arguments
     return RebuildTensors.tensor, arguments, extras, None, None, RebuildTensors.fill_tensor
@@ -119,7 +119,8 @@ def _spent_node(tensor: Any) -> Any:
     After ``backward()`` without ``retain_graph`` no second one can run: what remains of the
     tensor is its value and its name.
     """
-    stack, seen = [tensor.grad_fn], set()
+    stack = [tensor.grad_fn]
+    seen: set[Any] = set()
     while stack and len(seen) < _MAX_GRAPH_NODES:
         node = stack.pop()
         if node is None or node in seen:
@@ -166,20 +167,13 @@ class RebuildTensors:
         return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
 
     def tensor(
-        self,
-        kind: Any,
-        storage: Any,
-        dtype: Any,
-        offset: int,
-        size: Any,
-        stride: Any,
-        requires_grad: bool,
+        self, kind: Any, storage: Any, dtype: Any, where: tuple[Any, ...], requires_grad: bool
     ) -> Any:
-        """Return a tensor or parameter that views `storage`."""
+        """Return a tensor or parameter that views `storage` at offset, size and stride."""
         import torch
 
         tensor = torch.empty(0, dtype=dtype, device=storage.device)
-        tensor.set_(storage, offset, size, stride)
+        tensor.set_(storage, *where)
         if kind is torch.nn.Parameter:
             return torch.nn.Parameter(tensor, requires_grad=requires_grad)
         return tensor.requires_grad_(True) if requires_grad else tensor

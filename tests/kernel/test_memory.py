@@ -41,6 +41,21 @@ def test_what_a_cell_keeps_is_its_end_and_its_peak(meter):
     del kept
 
 
+def test_blocks_the_heap_keeps_after_a_free_count_as_transient(meter):
+    if not resettable():
+        pytest.skip("this system does not let the high-water mark be reset")
+    anchor = torch.ones(1000)
+    meter.refresh()
+    meter.begin()
+    start = meter._start_used
+    blocks = [torch.ones(25_000) for _ in range(400)]
+    last = torch.ones(25_000)
+    del blocks
+    peak = meter.end()
+    assert 30_000_000 < peak.peak_bytes - start < 60_000_000
+    del anchor, last
+
+
 def test_what_a_cell_frees_again_is_in_its_peak(meter):
     if not resettable():
         pytest.skip("this system does not let the high-water mark be reset")

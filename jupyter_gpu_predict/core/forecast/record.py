@@ -33,6 +33,7 @@ def forecast_from_record(record: Mapping[str, Any]) -> Forecast:
             horizons=tuple(_horizon(item) for item in record["horizons"]),
             backtest=None if backtest is None else _backtest(backtest),
             candidates=tuple(_backtest(item) for item in record["candidates"]),
+            notes=tuple(str(note) for note in record.get("notes", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadInputError(f"forecast record: malformed field ({error!r}); drop it") from error

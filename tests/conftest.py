@@ -1,0 +1,50 @@
+"""A real Jupyter server with simulated GPUs for the tests of one module."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_server import SERVER_OPTIONS, Run, TestServer, running
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run[Any]]:
+    """Run a coroutine on an event loop that lasts as long as the module's server.
+
+    Websockets opened in one test are read on in the next one.
+    """
+    loop = asyncio.new_event_loop()
+    yield loop.run_until_complete
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    if left:
+        loop.run_until_complete(asyncio.wait(left))
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the module's server; its notebooks live in ``root``."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server_options() -> dict[str, object]:
+    """Options of the module's server beyond `SERVER_OPTIONS`; a module may override this."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def server(
+    server_folder: Path, server_options: dict[str, object], run: Run[Any]
+) -> Iterator[TestServer]:
+    """Start a server with two simulated GPUs of 512 MiB and stop it after the module's tests."""
+    process = TestServer(server_folder, options={**SERVER_OPTIONS, **server_options})
+    with running(process, run):
+        yield process

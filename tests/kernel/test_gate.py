@@ -1,0 +1,216 @@
+"""A cell that needs memory which is not there waits, and ends clearly when it gets none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kernel_bench import Bench
+
+from jupyter_gpu_predict.demo.client import API, Execution, Notebook, ServerProcess
+
+FILL = "%gpu need 100MiB\nimport torch; held = torch.ones(100 << 20, dtype=torch.uint8)"
+CELLS = {
+    "sync": "%gpu need 60MiB\nran = 1\nprint('done')",
+    "async": "%gpu need 60MiB\nimport asyncio\nawait asyncio.sleep(0)\nran = 1\nprint('done')",
+    "magic": "%%time\n%gpu need 60MiB\nran = 1",
+    "own": "%%gpu need 60MiB\nran = 1\nprint('done')",
+}
+
+
+@pytest.fixture(scope="module")
+def server_options() -> dict[str, object]:
+    return {"GpuPredict.simulated_memory": "128MiB"}
+
+
+async def fill(bench: Bench) -> list[Notebook]:
+    """Fill both GPUs by kernels whose memory must not be taken."""
+    kernels = await asyncio.gather(bench.server.open(), bench.server.open())
+    for kernel in kernels:
+        await bench.server.post(f"{API}/kernels/{kernel.kernel_id}/pin")
+    await asyncio.gather(*(bench.say(kernel, FILL) for kernel in kernels))
+    for kernel in kernels:
+        await bench.until_model(kernel, lambda m: m["lease"]["bytes"] >= 100 << 20)
+    return list(kernels)
+
+
+@pytest.fixture(scope="module")
+def full(bench: Bench, run: Any) -> Iterator[list[Notebook]]:
+    kernels = run(fill(bench))
+    yield kernels
+    run(bench.close(*kernels))
+
+
+@pytest.fixture(scope="module")
+def waiter(bench: Bench, full: list[Notebook], run: Any) -> Iterator[Notebook]:
+    notebook = run(bench.server.open())
+    yield notebook
+    run(bench.close(notebook))
+
+
+async def until_waits(bench: Bench, notebook: Notebook) -> None:
+    await bench.until_model(notebook, lambda m: m["waiting"])
+
+
+async def until_shown(notebook: Notebook, execution: Execution) -> str:
+    for _ in range(1200):
+        for message in execution.messages:
+            if message["msg_type"] in {"display_data", "update_display_data"}:
+                return str(message["content"]["data"]["text/plain"])
+        await asyncio.sleep(0.05)
+    raise AssertionError([m["msg_type"] for m in execution.messages])
+
+
+def refusal(execution: Execution) -> str:
+    """Return the one clear error that a cell which did not run ends with."""
+    assert execution.status == "error"
+    assert execution.reply is not None
+    assert execution.reply["ename"] == "GpuRefused"
+    (output,) = execution.outputs
+    assert output["output_type"] == "error"
+    assert output["ename"] == "GpuRefused"
+    assert output["traceback"] == [f"GpuRefused: {output['evalue']}"]
+    return str(output["evalue"])
+
+
+async def assert_did_not_run(bench: Bench, notebook: Notebook) -> None:
+    assert await bench.say(notebook, "print('ran' in globals())") == "False\n"
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_an_interrupt_cancels_the_wait_and_the_cell_does_not_run(
+    bench: Bench, waiter: Notebook, run: Any, kind: str
+) -> None:
+    async def scenario() -> None:
+        waiting = await waiter.start(CELLS[kind])
+        behind = [await waiter.start("ran = 2"), await waiter.start("ran = 3")]
+        await until_waits(bench, waiter)
+        shown = await until_shown(waiter, waiting)
+        assert "place 1 in the queue" in shown
+        assert "60 MiB" in shown
+        assert not waiting.idle
+        await bench.server.post(f"api/kernels/{waiter.kernel_id}/interrupt")
+        await waiter.finish(waiting)
+        assert "interrupted" in refusal(waiting)
+        assert [(await waiter.finish(e)).status for e in behind] == ["aborted", "aborted"]
+        await bench.until_model(waiter, lambda m: not m["waiting"])
+        await assert_did_not_run(bench, waiter)
+
+    run(scenario())
+
+
+def test_an_interrupt_request_on_control_cancels_a_silent_wait(
+    bench: Bench, waiter: Notebook, run: Any
+) -> None:
+    async def scenario() -> None:
+        waiting = await waiter.start(CELLS["sync"], silent=True, store_history=False)
+        await until_waits(bench, waiter)
+        interrupt = await waiter.send("interrupt_request", {}, channel="control")
+        await asyncio.wait_for(waiting.done.wait(), 60)
+        assert waiting.status == "error"
+        assert waiting.reply is not None
+        assert waiting.reply["ename"] == "GpuRefused"
+        assert "interrupted" in waiting.reply["evalue"]
+        assert interrupt.messages or interrupt.reply is None
+        await assert_did_not_run(bench, waiter)
+
+    run(scenario())
+
+
+def test_user_expressions_of_a_cell_without_code_do_not_wait_for_memory(
+    bench: Bench, waiter: Notebook, run: Any
+) -> None:
+    async def scenario() -> None:
+        done = await waiter.run("", silent=True, user_expressions={"two": "1 + 1"})
+        assert done.reply is not None
+        assert done.reply["user_expressions"]["two"]["data"]["text/plain"] == "2"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("code", ["%gpu need 60MiB\nran = = 1", "%gpu need 60\nran = 1"])
+def test_what_cannot_run_does_not_wait(
+    bench: Bench, waiter: Notebook, run: Any, code: str
+) -> None:
+    async def scenario() -> None:
+        done = await waiter.run(code)
+        assert done.reply is not None
+        assert done.reply["ename"] in {"SyntaxError", "UsageError"}
+        await assert_did_not_run(bench, waiter)
+
+    run(scenario())
+
+
+def test_more_than_any_gpu_has_is_refused_at_once(
+    bench: Bench, waiter: Notebook, run: Any
+) -> None:
+    async def scenario() -> None:
+        why = refusal(await waiter.run("%gpu need 200MiB\nran = 1"))
+        assert "200 MiB" in why
+        assert "128 MiB" in why
+        await assert_did_not_run(bench, waiter)
+
+    run(scenario())
+
+
+def test_a_grant_lets_the_cell_run_as_if_it_had_not_waited(
+    bench: Bench, full: list[Notebook], waiter: Notebook, run: Any
+) -> None:
+    async def scenario() -> None:
+        waiting = await waiter.start(CELLS["own"])
+        await until_shown(waiter, waiting)
+        await bench.server.post(f"{API}/kernels/{full[0].kernel_id}/unpin")
+        await waiter.finish(waiting)
+        assert waiting.status == "ok"
+        assert waiting.outputs == [{"output_type": "stream", "name": "stdout", "text": "done\n"}]
+        model = await bench.model(waiter)
+        assert model["lease"]["bytes"] >= 60 << 20
+        victim = await bench.model(full[0])
+        assert victim["suspended_bytes"] >= 100 << 20
+        # What was taken from the other kernel comes back when that kernel needs it.
+        await bench.do(waiter, "reclaim")
+        assert await bench.say(full[0], "print(int(held.sum()))") == f"{100 << 20}\n"
+
+    run(scenario())
+
+
+def test_past_its_deadline_a_cell_fails_before_it_runs(tmp_path: Path, run: Any) -> None:
+    (tmp_path / "root").mkdir()
+    server = ServerProcess(
+        tmp_path,
+        root=tmp_path / "root",
+        options={
+            "GpuPredict.device_backend": "simulated",
+            "GpuPredict.simulated_gpus": 1,
+            "GpuPredict.simulated_memory": "128MiB",
+            "GpuPredict.claim_deadline_s": 3,
+        },
+    )
+
+    async def scenario() -> None:
+        await server.ready()
+        bench = Bench(server)
+        holder, waiter = await asyncio.gather(server.open(), server.open())
+        await server.post(f"{API}/kernels/{holder.kernel_id}/pin")
+        await bench.say(holder, FILL)
+        await bench.until_model(holder, lambda m: m["lease"]["bytes"] >= 100 << 20)
+        for kind in ("sync", "async", "own"):
+            waiting = await waiter.start(CELLS[kind])
+            behind = await waiter.start("ran = 2")
+            await waiter.finish(waiting)
+            why = refusal(waiting)
+            assert "60.0 MiB" in why
+            assert "3 s" in why
+            assert (await waiter.finish(behind)).status == "aborted"
+            await assert_did_not_run(bench, waiter)
+        await bench.close(holder, waiter)
+
+    server.start()
+    try:
+        run(scenario())
+    finally:
+        run(server.stop())
+        server.kill()
