@@ -46,7 +46,7 @@ class NotFoundError(GpuPredictError):
 
 
 class ConflictError(GpuPredictError):
-    """The thing is in a state in which this cannot be done, e.g. a second migration of one kernel."""
+    """The thing is in a state in which this cannot be done, e.g. it is migrating already."""
 
     status = 409
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import SERVER_OPTIONS, Run, TestServer, running
+from live_server import SERVER_OPTIONS, Run, TestServer, event_loop, running
 
 
 @pytest.fixture(scope="module")
@@ -17,15 +16,8 @@ def run() -> Iterator[Run[Any]]:
 
     Websockets opened in one test are read on in the next one.
     """
-    loop = asyncio.new_event_loop()
-    yield loop.run_until_complete
-    left = asyncio.all_tasks(loop)
-    for task in left:
-        task.cancel()
-    if left:
-        loop.run_until_complete(asyncio.wait(left))
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
+    with event_loop() as run_on_it:
+        yield run_on_it
 
 
 @pytest.fixture(scope="module")

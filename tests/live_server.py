@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jupyter_gpu_predict.demo.client import Notebook, ServerProcess
+from jupyter_gpu_predict.demo.client import API, Notebook, ServerProcess
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
@@ -35,11 +37,48 @@ class TestServer(ServerProcess):
         self._notebooks.append(notebook)
         return notebook
 
+    async def opened(self, path: str | None = None, code: str = "") -> Notebook:
+        """Open a notebook, and wait until its agent is there and `code` has run."""
+        notebook = await self.open(path)
+        execution = await notebook.run(code)
+        assert execution.status == "ok", execution.text
+        return notebook
+
+    async def end(self, notebook: Notebook) -> None:
+        """Shut a notebook's kernel down and wait until nothing is known of it."""
+        await notebook.close()
+        await self.request("DELETE", f"api/kernels/{notebook.kernel_id}")
+
+        async def gone() -> bool:
+            return (await self.request("GET", f"{API}/kernels/{notebook.kernel_id}"))[0] == 404
+
+        await until(gone)
+
+    async def do(self, notebook: Notebook, kind: str, body: Any = None) -> dict[str, Any]:
+        """Start an operation on a kernel, wait for its end and return it."""
+        started = await self.post(f"{API}/kernels/{notebook.kernel_id}/{kind}", body)
+        ended: dict[str, Any] = await self.operation(started)
+        return ended
+
+    async def kernel(self, notebook: Notebook) -> dict[str, Any]:
+        """Return what is known of a kernel."""
+        model: dict[str, Any] = await self.get(f"{API}/kernels/{notebook.kernel_id}")
+        return model
+
     async def stop(self, timeout_s: float = 20.0) -> None:
         """Close the notebooks and stop."""
         for notebook in self._notebooks:
             await notebook.close()
         await super().stop(timeout_s)
+
+
+async def until(what: Callable[[], Awaitable[Any]], timeout_s: float = 60.0) -> Any:
+    """Ask again and again until the answer is true, and return it."""
+    end = time.monotonic() + timeout_s
+    while not (answer := await what()):
+        assert time.monotonic() < end, f"still {answer!r} after {timeout_s:g} s"
+        await asyncio.sleep(0.1)
+    return answer
 
 
 @contextlib.contextmanager
@@ -52,3 +91,19 @@ def running(process: TestServer, run: Run[Any]) -> Iterator[TestServer]:
     finally:
         run(process.stop())
         process.kill()
+
+
+@contextlib.contextmanager
+def event_loop() -> Iterator[Run[Any]]:
+    """Give a function that runs coroutines on one event loop, and end what is left on it."""
+    loop = asyncio.new_event_loop()
+    try:
+        yield loop.run_until_complete
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()

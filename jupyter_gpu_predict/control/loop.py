@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..core.allocation.policy import decide
@@ -133,10 +135,8 @@ class ControlLoop:
 
     async def _run(self) -> None:
         while True:
-            try:
+            with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
-            except asyncio.TimeoutError:
-                pass
             self._wake.clear()
             try:
                 await self.tick()
@@ -402,7 +402,10 @@ class ControlLoop:
             record.next_forecast_s = now + self._forecast_interval_s
             task = asyncio.ensure_future(self._forecast(record, now))
             self._forecasts[record.kernel_id] = task
-            task.add_done_callback(lambda _, k=record.kernel_id: self._forecasts.pop(k, None))
+            task.add_done_callback(partial(self._forecast_ended, record.kernel_id))
+
+    def _forecast_ended(self, kernel_id: str, _: asyncio.Task[None]) -> None:
+        self._forecasts.pop(kernel_id, None)
 
     async def _forecast(self, record: KernelRecord, now: float) -> None:
         runs = list(record.runs)

@@ -94,7 +94,7 @@ class TraceStore(Protocol):
 class Forecasting(Protocol):
     """Forecasts made off the event loop."""
 
-    async def refresh(
+    async def refresh(  # noqa: PLR0917 - a forecast needs all of it
         self,
         kernel_id: str,
         samples: Sequence[DemandSample],
@@ -131,7 +131,7 @@ class KernelPort(Protocol):
         restore: bool,
         peaks: Mapping[str, int],
     ) -> dict[str, Any]:
-        """Tell the kernel its lease; with `claim_id` wake that claim, with `restore` pre-restore."""
+        """Tell the kernel its lease; `claim_id` wakes that claim, `restore` brings state back."""
 
     async def reclaim(self, epoch: int, *, wait: bool) -> dict[str, Any]:
         """Suspend in place; the answer has ``freed_bytes, suspended_bytes, resident_bytes``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from ..core.migration.cost import Transfer
@@ -51,13 +51,12 @@ class Reconciler:
 
     async def carry_out(self, plan: Plan) -> None:
         """Carry out `plan` in order; stop where it no longer holds and ask for another."""
-        for action in plan.actions:
-            try:
+        try:
+            for action in plan.actions:
                 await self._do(action)
-            except PlanOvertaken as why:
-                log.debug("Plan dropped at %s: %s", type(action).__name__, why)
-                self.loop.wake()
-                return
+        except PlanOvertaken as why:
+            log.debug("The rest of the plan was dropped: %s", why)
+            self.loop.wake()
 
     async def close(self) -> None:
         """Cancel what runs in the background."""
@@ -347,9 +346,7 @@ class Reconciler:
 
         async def move() -> dict[str, Any]:
             try:
-                moved = await moves.migrate(
-                    record.kernel_id, action.target_gpu_uuid, action.reason
-                )
+                moved = await moves.migrate(record.kernel_id, action.target_gpu_uuid, action.reason)
             except GpuPredictError:
                 pause = min(MOVE_RETRY_LIMIT_S, MOVE_RETRY_S * 2**failures)
                 self._moves[record.kernel_id] = failures + 1, loop.clock() + pause
@@ -378,7 +375,7 @@ class Reconciler:
             raise PlanOvertaken("the kernel is gone or at work")
         return record
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

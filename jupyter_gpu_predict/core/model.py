@@ -286,7 +286,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class GpuView:
-    """A GPU as a decision sees it; `foreign_bytes` is memory used by processes that hold no lease."""
+    """A GPU as a decision sees it; `foreign_bytes` is memory of processes that hold no lease."""
 
     uuid: str
     index: int
@@ -461,16 +461,7 @@ class Cordon:
 
 
 Action = (
-    Bind
-    | Prebind
-    | Resize
-    | Reclaim
-    | Release
-    | TakeSnapshot
-    | Migrate
-    | Queue
-    | Refuse
-    | Cordon
+    Bind | Prebind | Resize | Reclaim | Release | TakeSnapshot | Migrate | Queue | Refuse | Cordon
 )
 
 

@@ -284,7 +284,7 @@ class Notebook:
             if execution is None:
                 self.others.append(message)
                 continue
-            if message["channel"] == "shell":
+            if message["channel"] in {"shell", "control"}:
                 execution.reply = message["content"]
             elif message["channel"] == "iopub":
                 execution.messages.append(message)

@@ -121,7 +121,7 @@ class Job:
             self.timeline.names[tab.kernel_id] = path
 
     async def _work(self, desk: Desk, seed: int) -> None:
-        pauses = random.Random(seed)
+        pauses = random.Random(seed)  # noqa: S311 - a person's pauses are no secret
         for code in desk.notebook.cells:
             execution = await desk.tab.run(code, timeout_s=180.0)
             desk.outcome.outputs.append(execution.outputs)

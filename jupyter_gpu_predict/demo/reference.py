@@ -92,11 +92,11 @@ async def run_plain(notebook: Notebook) -> Outcome:
                 output = output_of(message)
                 if output is None:
                     return
-                if into and output["output_type"] == "stream" == into[-1]["output_type"]:
-                    if into[-1]["name"] == output["name"]:
-                        into[-1]["text"] += output["text"]
-                        return
-                into.append(output)
+                same = into and output["output_type"] == "stream" == into[-1]["output_type"]
+                if same and into[-1]["name"] == output["name"]:
+                    into[-1]["text"] += output["text"]
+                else:
+                    into.append(output)
 
             reply = await client.execute_interactive(
                 code, output_hook=keep, timeout=CELL_TIMEOUT_S, allow_stdin=False

@@ -257,7 +257,7 @@ class Agent:
         return self.peaks.get(source_digest(code), 0)
 
     def _stated_by(self, code: str) -> Stated:
-        """What the cell states in itself, or else what the user stated before."""
+        """Return what the cell states in itself, or else what the user stated before."""
         need = stated_in(code) if "%gpu" in code else None
         if need is None:
             return self.stated

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -27,7 +28,9 @@ Handler = Callable[[Any, Any, dict[str, Any]], Any]
 class Touchable(Protocol):
     """What the guard needs of the agent."""
 
-    suspended: bool
+    @property
+    def suspended(self) -> bool:
+        """Whether device memory of this kernel was taken back."""
 
     async def before_touch(self, msg_type: str) -> None:
         """Bring suspended state back if it can be had in time."""
@@ -46,7 +49,7 @@ def install_guards(kernel: Any, agent: Touchable) -> None:
     for msg_type in list(kernel.control_handlers):
         if msg_type in TOUCHING:
             kernel.control_handlers[msg_type] = _control(
-                kernel.control_handlers[msg_type], msg_type, agent
+                kernel, kernel.control_handlers[msg_type], msg_type, agent
             )
 
 
@@ -71,7 +74,7 @@ def _shell(handler: Handler, msg_type: str, agent: Touchable) -> Handler:
     return guarded
 
 
-def _control(handler: Handler, msg_type: str, agent: Touchable) -> Handler:
+def _control(kernel: Any, handler: Handler, msg_type: str, agent: Touchable) -> Handler:
     order = asyncio.Lock()
 
     @functools.wraps(handler)
@@ -90,12 +93,19 @@ def _control(handler: Handler, msg_type: str, agent: Touchable) -> Handler:
         async def later() -> None:
             async with order:
                 await agent.before_touch(msg_type)
-                agent.touching(1)
-                try:
-                    await _finish(handler(stream, ident, parent))
-                finally:
-                    agent.touching(-1)
+                async with kernel._control_lock:
+                    kernel.set_parent(ident, parent, channel="control")
+                    agent.touching(1)
+                    try:
+                        await _finish(handler(stream, ident, parent))
+                    finally:
+                        agent.touching(-1)
+                        sys.stdout.flush()
+                        sys.stderr.flush()
+                        kernel._publish_status_and_flush("idle", "control", stream, parent)
 
+        # The request is not over when this returns, so the idle that follows must not name it.
+        kernel.set_parent([], {}, channel="control")
         task = asyncio.ensure_future(later())
         _later.add(task)
         task.add_done_callback(_later.discard)

@@ -65,7 +65,7 @@ def lay_bare(lines: list[str]) -> list[str]:
     if not lines or not _CELL_NEED.match(lines[0]):
         return lines
     words = lines[0].strip().removeprefix("%%gpu").strip()
-    return [f"get_ipython().run_cell_magic('gpu', {words!r}, '')\n", *lines[1:]]
+    return [f"get_ipython().run_cell_magic('gpu', {words!r}, ' ')\n", *lines[1:]]
 
 
 class Commands:
@@ -93,7 +93,7 @@ class Commands:
             raise BadInputError(f"%%gpu {word}: only `%%gpu need SIZE` can stand above a cell")
         parse_need(rest)
         self._link()
-        if cell:
+        if cell.strip():
             self.shell.run_cell(cell, store_history=False).raise_error()
 
     def _link(self) -> Agent:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
@@ -54,6 +56,7 @@ class GpuProvisioner(LocalProvisioner):  # type: ignore[misc]
     launch_cmd: list[str] | None = None
     launch_kwargs: dict[str, Any] | None = None
     owned_files: tuple[str, ...] = ()
+    process: Any = None
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Ask for a GPU and set the kernel's environment."""
@@ -85,8 +88,7 @@ class GpuProvisioner(LocalProvisioner):  # type: ignore[misc]
         if service is not None:
             await service.ended(self.parent, restart=restart)
         for path in self.owned_files:
-            if os.path.exists(path):
-                os.unlink(path)
+            Path(path).unlink(missing_ok=True)
         self.owned_files = ()
         await super().cleanup(restart=restart)
 
@@ -127,10 +129,8 @@ class AdoptedProcess:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end."""
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             self._process.wait(timeout)
-        except psutil.NoSuchProcess:
-            pass
         self.returncode = -1
         return -1
 

@@ -181,7 +181,7 @@ class Requests:
         return {"status": "ok", **report}
 
     async def warm(self, request: m.WarmRequest) -> dict[str, Any]:
-        """Import modules ahead of time; one that fails is named, and fails again where it counts."""
+        """Import modules ahead of time; one that fails is named and fails again where it counts."""
         import importlib
 
         failed = {}

@@ -1,13 +1,16 @@
-"""This kernel's state to and from a snapshot."""
+"""A kernel's state to and from a snapshot."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RefusedError
@@ -44,7 +47,6 @@ def save_state(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
     RefusedError
         If the state is to move and something of it cannot, by name.
     """
-    _offer_dill(agent.config.dill_dir)
     shell = agent.shell
     extra: Mapping[str, Any] | None = None
     if request.move:
@@ -53,17 +55,18 @@ def save_state(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
             raise RefusedError(_cannot_move(agent, refusals))
         extra = {"outside": outside}
     names = set(user_names(shell))
-    report = capture(
-        shell.user_ns,
-        SnapshotFolder(request.folder),
-        load_or_create_key(request.key_path),
-        name=request.name,
-        now_s=time.time(),
-        kernel_id=agent.config.kernel_id,
-        notebook=request.notebook,
-        hidden=[n for n in shell.user_ns if n not in names],
-        extra=extra,
-    )
+    with _borrowed_dill(agent.config.dill_dir):
+        report = capture(
+            shell.user_ns,
+            SnapshotFolder(request.folder),
+            load_or_create_key(request.key_path),
+            name=request.name,
+            now_s=time.time(),
+            kernel_id=agent.config.kernel_id,
+            notebook=request.notebook,
+            hidden=[n for n in shell.user_ns if n not in names],
+            extra=extra,
+        )
     if request.move:
         lost = [f"{v.name} ({v.type_name}): {v.reason}" for v in report.variables
                 if v.status != "saved" or v.reason]  # fmt: skip
@@ -82,14 +85,14 @@ def save_state(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
 
 def load_state(agent: Agent, request: RestoreRequest) -> dict[str, Any]:
     """Load a snapshot into the namespace; the signature is checked before anything is unpickled."""
-    _offer_dill(agent.config.dill_dir)
     shell = agent.shell
-    report = restore(
-        SnapshotFolder(request.folder),
-        request.snapshot_id,
-        load_or_create_key(request.key_path),
-        shell.user_ns,
-    )
+    with _borrowed_dill(agent.config.dill_dir):
+        report = restore(
+            SnapshotFolder(request.folder),
+            request.snapshot_id,
+            load_or_create_key(request.key_path),
+            shell.user_ns,
+        )
     if request.move:
         if report.not_restored:
             raise RefusedError(_cannot_move(agent, report.not_restored))
@@ -115,20 +118,40 @@ def _cannot_move(agent: Agent, what: Any) -> str:
     )
 
 
-def _offer_dill(folder: str) -> None:
-    """Let a kernel without dill use the server's, last in line and only for this call's imports."""
-    if "dill" in sys.modules:
-        return
-    import importlib.util
+@contextlib.contextmanager
+def _borrowed_dill(folder: str) -> Iterator[None]:
+    """Let a kernel without dill use the server's inside the block; nothing of it stays behind.
 
-    if importlib.util.find_spec("dill") is not None or not Path(folder, "dill").is_dir():
+    dill imports itself by its own name, so it cannot live under another one.
+    """
+    if "dill" in sys.modules or not Path(folder, "dill").is_dir():
+        yield
         return
+    if not _lent and importlib.util.find_spec("dill") is not None:
+        yield
+        return
+    try:
+        if _lent:
+            sys.modules.update(_lent)
+        else:
+            _load_dill(Path(folder, "dill"))
+        yield
+    finally:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "dill"]:
+            _lent[name] = sys.modules.pop(name)
+
+
+_lent: dict[str, ModuleType] = {}
+
+
+def _load_dill(folder: Path) -> None:
     spec = importlib.util.spec_from_file_location(
-        "jupyter_gpu_predict._dill",
-        str(Path(folder, "dill", "__init__.py")),
-        submodule_search_locations=[str(Path(folder, "dill"))],
+        "dill", str(folder / "__init__.py"), submodule_search_locations=[str(folder)]
     )
-    if spec is not None and spec.loader is not None:
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+    if spec is None or spec.loader is None:
+        return
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dill"] = module
+    spec.loader.exec_module(module)
+    # On import dill changes the pickler of the whole process; the user did not ask for that.
+    module.extend(False)

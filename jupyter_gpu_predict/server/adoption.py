@@ -136,6 +136,8 @@ class Adoption:
         provisioner.pid, provisioner.pgid = record.pid, record.pgid
         provisioner.cwd = record.cwd
         provisioner.connection_info = km.get_connection_info()
+        # Or a restart would choose other ports, and open websockets would be deaf to them.
+        provisioner.ports_cached = True
         provisioner.launch_cmd = list(record.argv)
         provisioner.launch_kwargs = {"env": env, "cwd": record.cwd}
         km.provisioner = provisioner

@@ -14,7 +14,7 @@ from ..control.reconciler import PlanOvertaken
 from ..control.records import KernelRecord
 from ..core.allocation.capacity import check_satisfiable
 from ..core.model import Claim, Lease, LeaseState
-from ..errors import ConflictError, RefusedError
+from ..errors import BadInputError, ConflictError, RefusedError
 from ..snapshots.folder import SnapshotFolder, validate_name
 from . import inputs
 from .fleet import Fleet
@@ -147,21 +147,25 @@ class Api:
     def claim(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
         """Ask for memory; the operation is done when it is granted."""
         inputs.known_fields(body, {"bytes", "priority", "affinity", "critical", "deadline_s"})
-        record = self._with_agent(kernel_id)
         if "bytes" not in body:
-            raise inputs.BadInputError("bytes is missing: say how much memory the claim is for")
+            raise BadInputError("bytes is missing: say how much memory the claim is for")
+        wanted = inputs.size_bytes(body["bytes"])
+        priority = inputs.priority(body["priority"]) if "priority" in body else None
+        affinity = body.get("affinity")
+        if affinity is not None:
+            inputs.text(affinity, "affinity")
+        critical = inputs.boolean(body.get("critical", False), "critical")
+        deadline_s = inputs.seconds(
+            body.get("deadline_s", self.fleet.claim_deadline_s), "deadline_s"
+        )
         return self._claim(
-            record,
-            inputs.size_bytes(body["bytes"]),
+            self._with_agent(kernel_id),
+            wanted,
             kind="claim",
-            priority=inputs.priority(body["priority"]) if "priority" in body else None,
-            affinity=None
-            if body.get("affinity") is None
-            else inputs.text(body["affinity"], "affinity"),
-            critical=inputs.boolean(body.get("critical", False), "critical"),
-            deadline_s=inputs.seconds(
-                body.get("deadline_s", self.fleet.claim_deadline_s), "deadline_s"
-            ),
+            priority=priority,
+            affinity=affinity,
+            critical=critical,
+            deadline_s=deadline_s,
         )
 
     def bind(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
@@ -247,7 +251,7 @@ class Api:
         """Load a snapshot, by id or by name, into the kernel."""
         inputs.known_fields(body, {"snapshot"})
         if "snapshot" not in body:
-            raise inputs.BadInputError("snapshot is missing: give the id or name of one")
+            raise BadInputError("snapshot is missing: give the id or name of one")
         wanted = inputs.text(body["snapshot"], "snapshot")
         self._with_agent(kernel_id)
         snapshot_id = self.folder.find(wanted)
@@ -260,8 +264,8 @@ class Api:
     def migrate(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
         """Move the kernel to another GPU, or to the one with the most room."""
         inputs.known_fields(body, {"gpu"})
-        record = self._with_agent(kernel_id)
         target = None if body.get("gpu") is None else inputs.text(body["gpu"], "gpu")
+        record = self._with_agent(kernel_id)
         if target is None:
             target = self.moves.choose_target(record)
         else:
@@ -277,6 +281,8 @@ class Api:
 
     def _with_agent(self, kernel_id: str) -> KernelRecord:
         record = self.loop.kernel(kernel_id)
+        if not record.ready:
+            raise ConflictError(f"kernel {kernel_id} is still starting; try again in a moment")
         if not record.port.has_agent:
             raise ConflictError(
                 f"kernel {kernel_id} has no agent, so only its memory can be watched; "

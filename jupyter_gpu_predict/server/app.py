@@ -46,7 +46,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         ["auto", "nvml", "simulated"],
         "auto",
         config=True,
-        help="Where GPUs come from; `auto` takes NVML and falls back to simulated GPUs, said aloud.",
+        help="Where GPUs come from; `auto`: NVML, else simulated GPUs, said aloud.",
     )
     simulated_gpus = Integer(2, min=1, max=64, config=True, help="Number of simulated GPUs.")
     simulated_memory = Unicode(
@@ -55,7 +55,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
     data_dir = Unicode(
         "",
         config=True,
-        help="Folder of the database, the snapshots and their key; empty: in Jupyter's data folder.",
+        help="Folder of database, snapshots and their key; empty: in Jupyter's data folder.",
     )
     database_url = Unicode(
         "", config=True, help="SQLAlchemy URL of the database; empty: SQLite in `data_dir`."

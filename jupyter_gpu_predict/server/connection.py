@@ -32,7 +32,7 @@ class ConnectionHub(Protocol):
         """Take note of a connection."""
 
     def queue_changed(self, kernel_id: str) -> None:
-        """The number of unanswered execute requests changed."""
+        """Take note that the number of unanswered execute requests changed."""
 
 
 def header_of(frames: list[bytes], part: int = 0) -> dict[str, Any]:

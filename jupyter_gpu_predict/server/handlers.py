@@ -9,7 +9,7 @@ from typing import Any
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
-from tornado import web
+from tornado.web import HTTPError, authenticated
 
 from ..control.operations import Operation
 from ..errors import BadInputError, GpuPredictError, NotFoundError
@@ -44,7 +44,11 @@ class ApiHandler(APIHandler):  # type: ignore[misc]
         await super().prepare()
         # A browser's preflight carries no token.
         if not self.current_user and self.request.method != "OPTIONS":
-            raise web.HTTPError(403)
+            raise HTTPError(403)
+
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """Decode a part of the path; one that is no UTF-8 is refused later, as any bad name is."""
+        return value.decode("utf-8", "surrogateescape")
 
     def body(self) -> dict[str, Any]:
         """Return the request's JSON object; an empty body is an empty object.
@@ -86,7 +90,7 @@ class ApiHandler(APIHandler):  # type: ignore[misc]
         error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
         if isinstance(error, GpuPredictError):
             message, reason, status_code = str(error), error.reason, error.status
-        elif isinstance(error, web.HTTPError):
+        elif isinstance(error, HTTPError):
             message = error.log_message or self._reason
             reason = (error.reason or self._reason).lower().replace(" ", "_")
         else:
@@ -108,7 +112,7 @@ def _refuse_constant(name: str) -> None:
 class GpusHandler(ApiHandler):
     """All GPUs."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def get(self) -> None:
         """List them."""
@@ -118,7 +122,7 @@ class GpusHandler(ApiHandler):
 class GpuActionHandler(ApiHandler):
     """What can be done to one GPU."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def post(self, gpu_uuid: str, action: str) -> None:
         """Do it."""
@@ -133,7 +137,7 @@ class GpuActionHandler(ApiHandler):
 class KernelsHandler(ApiHandler):
     """All kernels."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def get(self) -> None:
         """List them."""
@@ -143,7 +147,7 @@ class KernelsHandler(ApiHandler):
 class KernelHandler(ApiHandler):
     """One kernel."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def get(self, kernel_id: str) -> None:
         """Show it."""
@@ -153,7 +157,7 @@ class KernelHandler(ApiHandler):
 class KernelViewHandler(ApiHandler):
     """A kernel's forecast or trace."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def get(self, kernel_id: str, view: str) -> None:
         """Show it."""
@@ -163,7 +167,7 @@ class KernelViewHandler(ApiHandler):
 class KernelActionHandler(ApiHandler):
     """Pin and unpin."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def post(self, kernel_id: str, action: str) -> None:
         """Do it."""
@@ -174,7 +178,7 @@ class KernelActionHandler(ApiHandler):
 class KernelOperationHandler(ApiHandler):
     """Long work on a kernel."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def post(self, kernel_id: str, kind: str) -> None:
         """Start it and answer 202 with the operation."""
@@ -184,7 +188,7 @@ class KernelOperationHandler(ApiHandler):
 class OperationHandler(ApiHandler):
     """One operation."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def get(self, operation_id: str) -> None:
         """Show its state."""
@@ -194,7 +198,7 @@ class OperationHandler(ApiHandler):
 class SnapshotsHandler(ApiHandler):
     """All snapshots."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     async def get(self) -> None:
         """List them."""
@@ -204,13 +208,13 @@ class SnapshotsHandler(ApiHandler):
 class SnapshotHandler(ApiHandler):
     """One snapshot, by id or name."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     async def get(self, snapshot: str) -> None:
         """Show it."""
         self.answer(await self.api.snapshot_model(snapshot))
 
-    @web.authenticated
+    @authenticated
     @authorized
     async def delete(self, snapshot: str) -> None:
         """Delete it."""
@@ -222,7 +226,7 @@ class SnapshotHandler(ApiHandler):
 class PlanHandler(ApiHandler):
     """The last view and plan."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def get(self) -> None:
         """Show them."""
@@ -232,13 +236,13 @@ class PlanHandler(ApiHandler):
 class PolicyHandler(ApiHandler):
     """The live policy's settings."""
 
-    @web.authenticated
+    @authenticated
     @authorized
     def get(self) -> None:
         """Show them."""
         self.answer(self.api.policy())
 
-    @web.authenticated
+    @authenticated
     @authorized
     def put(self) -> None:
         """Change some of them."""
@@ -251,7 +255,8 @@ class NothingHandler(ApiHandler):
     async def prepare(self) -> None:
         """Say so, to those who may know."""
         await super().prepare()
-        raise NotFoundError(f"{self.request.path} does not exist; openapi.yaml lists what does")
+        path = self.request.path[:200]
+        raise NotFoundError(f"{path} does not exist; openapi.yaml lists what does")
 
 
 def _any(names: tuple[str, ...]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from jupyter_client.connect import port_names
 
 from ..errors import LinkTimeoutError
+from .link import KernelAgentLink
 from .standby import Standby
 
 HEAR_TIMEOUT_S = 10.0
@@ -23,7 +24,10 @@ HEAR_TIMEOUT_S = 10.0
 class Handover:
     """The swap of one kernel; until `commit` all of it can be undone."""
 
-    def __init__(self, km: Any, standby: Standby, connections: list[Any]) -> None:
+    def __init__(
+        self, km: Any, standby: Standby, link: KernelAgentLink, connections: list[Any]
+    ) -> None:
+        self.link = link
         self.km = km
         self.mkm = km.parent
         self.standby = standby
@@ -72,13 +76,12 @@ class Handover:
     async def _heard(self, iopub: Any) -> None:
         """Wait until a new subscription is live: once something came through it."""
         loop = asyncio.get_running_loop()
-        heard: asyncio.Future[None] = loop.create_future()
-        iopub.on_recv(lambda _: heard.done() or heard.set_result(None))
+        heard = asyncio.Event()
+        iopub.on_recv(lambda _: heard.set())
         end = loop.time() + HEAR_TIMEOUT_S
-        assert self.standby.link is not None
-        while not heard.done():
-            await self.standby.link.describe()
-            await asyncio.wait([heard], timeout=0.02)
+        while not heard.is_set():
+            await self.link.describe()
+            await asyncio.sleep(0.01)
             if loop.time() > end:
                 raise LinkTimeoutError(
                     f"kernel {self.km.kernel_id}: its new process is not heard on iopub"

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import psutil
-import zmq
 from jupyter_client.session import Session
 
 from .. import errors
@@ -47,8 +46,8 @@ class LinkSession:
         self.shell = km.connect_shell(identity=identity)
         self.shell.on_recv(self._on_control)
         self.iopub = km.connect_iopub()
-        self.iopub.socket.setsockopt(zmq.UNSUBSCRIBE, b"")
-        self.iopub.socket.setsockopt(zmq.SUBSCRIBE, m.TOPIC)
+        self.iopub.socket.unsubscribe(b"")
+        self.iopub.socket.subscribe(m.TOPIC)
         self.iopub.on_recv(self._on_iopub)
 
     def _decode(self, frames: list[bytes]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Paths:
-    """Folders and files under Jupyter's own data and runtime folders, all of them the user's only."""
+    """Folders and files under Jupyter's data and runtime folders, for the user only."""
 
     data: Path
     spill: Path

@@ -5,35 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 from ..control.records import KernelRecord
 from ..core.allocation.capacity import takes_new_leases
-from ..core.model import Lease, LeaseState
+from ..core.migration.machine import request
+from ..core.model import Lease, LeaseState, Rung
 from ..core.sizes import format_bytes
-from ..errors import (
-    ConflictError,
-    GpuPredictError,
-    KernelLinkError,
-    UnsatisfiableError,
-)
+from ..errors import ConflictError, UnsatisfiableError
 from ..kernel import messages as m
 from ..snapshots.folder import SnapshotFolder
 from .fleet import Fleet
-from .handover import Handover
 from .link import KernelAgentLink
-from .standby import Standby
+from .move import QUIET_DEADLINE_S, Move, Progress
 
 log = logging.getLogger(__name__)
-
-QUIET_DEADLINE_S = 300.0
-"""How long a move or snapshot waits for the running cell."""
-
-STANDBY_EPOCH = 0
-"""Epoch of a standby's agent, older than any lease, so that the first real command is newer."""
-
-Progress = Callable[[float], None]
 
 
 class Relauncher:
@@ -51,7 +39,7 @@ class Relauncher:
         """Save the kernel's state between cells."""
         record, link = self._at_work(kernel_id, "snapshot")
         try:
-            answer = await self._capture(record, link, name or _auto_name(record), move=False)
+            answer = await self._capture(record, link, name or _auto_name(record))
         finally:
             record.working = None
         record.last_snapshot_s = self.loop.clock()
@@ -118,7 +106,7 @@ class Relauncher:
         return {**summary, "python": manifest["python"], "variables": manifest["variables"]}
 
     async def _capture(
-        self, record: KernelRecord, link: KernelAgentLink, name: str, *, move: bool
+        self, record: KernelRecord, link: KernelAgentLink, name: str
     ) -> dict[str, Any]:
         paths = self.fleet.paths
         return await link.request(
@@ -126,8 +114,6 @@ class Relauncher:
                 name=name,
                 folder=str(paths.snapshots),
                 key_path=str(paths.key),
-                move=move,
-                hold=move,
                 notebook=record.notebook,
                 deadline_s=QUIET_DEADLINE_S,
             ),
@@ -179,67 +165,53 @@ class Relauncher:
             If the move failed; the old process simply goes on.
         """
         loop = self.loop
-        tell = progress or (lambda _: None)
-        lease = loop.leases.get(kernel_id)
-        record = loop.kernel(kernel_id)
-        self._check_target(record, lease, target_gpu_uuid)
+        record, lease = self._checked(kernel_id, target_gpu_uuid)
+        migration = request(
+            (),
+            migration_id=uuid.uuid4().hex,
+            former=lease,
+            target_gpu_uuid=target_gpu_uuid,
+            rung=Rung.RELAUNCH,
+            now_s=loop.clock(),
+            reason=reason,
+        )
         record, link = self._at_work(kernel_id, "migrate")
         started = time.perf_counter()
         record.target_gpu_uuid = target_gpu_uuid
         record.target_bytes = _moving_bytes(record, lease)
-        source = lease.gpu_uuid if lease is not None else None
-        loop.event(
-            "migration_started",
-            kernel_id=kernel_id,
-            notebook=record.notebook,
-            gpu_uuid=source,
-            target_gpu_uuid=target_gpu_uuid,
-            reason=reason,
-        )
+        move = {
+            "kernel_id": kernel_id,
+            "notebook": record.notebook,
+            "source_gpu_uuid": lease.gpu_uuid,
+            "target_gpu_uuid": target_gpu_uuid,
+        }
+        loop.event("migration_started", **move, gpu_uuid=lease.gpu_uuid, reason=reason)
         try:
-            if lease is not None:
-                await loop.leases.begin_move(kernel_id)
-            pause_s = await self._move(record, link, lease, target_gpu_uuid, tell)
-        except BaseException as error:
-            await loop.leases.end_move(kernel_id, None)
-            loop.event(
-                "migration_failed",
-                kernel_id=kernel_id,
-                notebook=record.notebook,
-                gpu_uuid=source,
-                target_gpu_uuid=target_gpu_uuid,
-                reason=str(error) or type(error).__name__,
+            pause_s = await Move(self.fleet, record, link, migration).run(
+                progress or (lambda _: None)
             )
+        except BaseException as error:
+            why = str(error) or type(error).__name__
+            loop.event("migration_failed", **move, gpu_uuid=lease.gpu_uuid, reason=why)
             raise
         finally:
             record.working = None
             record.target_gpu_uuid, record.target_bytes = None, 0
             loop.wake()
-        seconds = time.perf_counter() - started
-        loop.event(
-            "migrated",
-            kernel_id=kernel_id,
-            notebook=record.notebook,
-            gpu_uuid=target_gpu_uuid,
-            source_gpu_uuid=source,
-            seconds=seconds,
-            pause_s=pause_s,
-            reason=reason,
-        )
-        return {
-            "kernel_id": kernel_id,
-            "source_gpu_uuid": source,
-            "gpu_uuid": target_gpu_uuid,
-            "rung": "relaunch",
-            "seconds": seconds,
-            "pause_s": pause_s,
-        }
+        timing = {"seconds": time.perf_counter() - started, "pause_s": pause_s}
+        loop.event("migrated", **move, **timing, gpu_uuid=target_gpu_uuid, reason=reason)
+        await asyncio.to_thread(self._remember, kernel_id)
+        return {**move, **timing, "gpu_uuid": target_gpu_uuid, "rung": Rung.RELAUNCH.value}
 
-    def _check_target(self, record: KernelRecord, lease: Lease | None, target: str) -> None:
+    def _checked(self, kernel_id: str, target: str) -> tuple[KernelRecord, Lease]:
+        """Return the kernel and its lease if it can go to GPU `target`."""
         loop = self.loop
-        status = loop.gpu(target)
-        if lease is not None and lease.gpu_uuid == target:
-            raise ConflictError(f"kernel {record.kernel_id} is on GPU {target} already")
+        record, status = loop.kernel(kernel_id), loop.gpu(target)
+        lease = loop.leases.get(kernel_id)
+        if lease is None:
+            raise ConflictError(f"kernel {kernel_id} is on no GPU, so there is nothing to move")
+        if lease.gpu_uuid == target:
+            raise ConflictError(f"kernel {kernel_id} is on GPU {target} already")
         if status.lost or target in loop.cordoned:
             raise ConflictError(
                 f"GPU {target} takes no kernels: {loop.cordoned.get(target, 'it is lost')}; "
@@ -248,103 +220,10 @@ class Relauncher:
         wanted, free = _moving_bytes(record, lease), self._free_bytes(target)
         if wanted > free:
             raise ConflictError(
-                f"GPU {target} has {format_bytes(max(0, free))} free and kernel "
-                f"{record.kernel_id} needs {format_bytes(wanted)}; reclaim an idle kernel there"
+                f"GPU {target} has {format_bytes(max(0, free))} free and kernel {kernel_id} "
+                f"needs {format_bytes(wanted)}; reclaim an idle kernel there"
             )
-
-    async def _move(
-        self,
-        record: KernelRecord,
-        link: KernelAgentLink,
-        lease: Lease | None,
-        target: str,
-        tell: Progress,
-    ) -> float:
-        """Carry the move out and return how long the kernel did not answer, in seconds."""
-        fleet, kernel_id = self.fleet, record.kernel_id
-        km = fleet.managers[kernel_id]
-        standby = Standby(fleet, km)
-        captured: dict[str, Any] | None = None
-        held = False
-        try:
-            description = await link.describe()
-            config = {**fleet.agent_config(kernel_id, None, record), "gpu_uuid": target}
-            new_link = await standby.start(target, config)
-            await standby.warm(list(description["modules"]))
-            tell(0.4)
-            captured = await self._capture(record, link, f"move-{kernel_id[:8]}", move=True)
-            paused = time.perf_counter()
-            fleet.hold(kernel_id)
-            held = True
-            tell(0.6)
-            await self._verify(new_link, captured)
-            tell(0.8)
-            suspended = lease is not None and lease.state is LeaseState.SUSPENDED
-            if suspended:
-                await new_link.reclaim(STANDBY_EPOCH, wait=True)
-            await Handover(km, standby, fleet.connections(kernel_id)).commit()
-        except BaseException:
-            await standby.stop()
-            if captured is not None:
-                # It was held when it was captured; now it goes on where it was.
-                await _quietly(link.request(m.ReleaseHoldRequest(), 10.0))
-            if held:
-                fleet.release(kernel_id, repeat_unanswered=False)
-            raise
-        finally:
-            if captured is not None:
-                await asyncio.to_thread(self.folder.delete, captured["snapshot_id"])
-        await self._settle(record, new_link, lease, target)
-        fleet.release(kernel_id, repeat_unanswered=True)
-        return time.perf_counter() - paused
-
-    async def _verify(self, new_link: KernelAgentLink, captured: dict[str, Any]) -> None:
-        paths = self.fleet.paths
-        restored = await new_link.request(
-            m.RestoreRequest(
-                snapshot_id=captured["snapshot_id"],
-                folder=str(paths.snapshots),
-                key_path=str(paths.key),
-                move=True,
-                deadline_s=60.0,
-            ),
-            300.0,
-        )
-        wrong = [v for v in restored["variables"] if v["status"] != "restored"]
-        if wrong:
-            named = "; ".join(f"{v['name']}: {v['reason'] or v['status']}" for v in wrong)
-            raise KernelLinkError(f"the standby process did not get everything right: {named}")
-
-    async def _settle(
-        self,
-        record: KernelRecord,
-        new_link: KernelAgentLink,
-        lease: Lease | None,
-        target: str,
-    ) -> None:
-        """Book the move: the new process is the kernel now."""
-        fleet, loop, kernel_id = self.fleet, self.loop, record.kernel_id
-        km = fleet.managers[kernel_id]
-        old_link = fleet.links[kernel_id]
-        fleet.adopt_link(kernel_id, new_link, km.provisioner)
-        fleet.disown(old_link)
-        for claim in [c for c in loop.claims.values() if c.kernel_id == kernel_id]:
-            if claim.origin == "cell":
-                loop.claim_ended(claim.claim_id, "its cell starts anew after the move")
-        if lease is not None:
-            moved = await loop.leases.end_move(kernel_id, target)
-            if moved is not None and moved.state is not LeaseState.SUSPENDED:
-                await _quietly(
-                    new_link.bind(
-                        moved,
-                        cap_bytes=loop.cap_bytes(target, kernel_id),
-                        claim_id=None,
-                        restore=False,
-                        peaks=record.peaks,
-                    )
-                )
-        await new_link.describe()
-        await asyncio.to_thread(self._remember, kernel_id)
+        return record, lease
 
     def _at_work(self, kernel_id: str, kind: str) -> tuple[KernelRecord, KernelAgentLink]:
         record = self.loop.kernel(kernel_id)
@@ -371,11 +250,3 @@ def _moving_bytes(record: KernelRecord, lease: Lease | None) -> int:
 def _auto_name(record: KernelRecord) -> str:
     stem = (record.notebook or record.kernel_id[:8]).rsplit("/", 1)[-1].removesuffix(".ipynb")
     return f"auto-{stem}"[:100]
-
-
-async def _quietly(work: Any) -> None:
-    """Carry on where a kernel that should answer is gone: the loop will bury it."""
-    try:
-        await work
-    except GpuPredictError as error:
-        log.warning("After a move: %s", error)

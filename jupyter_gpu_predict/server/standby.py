@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jupyter_client.connect import port_names, write_connection_file
@@ -108,8 +109,8 @@ class Standby:
         if self.process is not None and self.process.poll() is None:
             os.killpg(os.getpgid(self.process.pid), signal.SIGKILL)
             await asyncio.to_thread(self.process.wait)
-        if self.connection_file and os.path.exists(self.connection_file):
-            os.unlink(self.connection_file)
+        if self.connection_file:
+            Path(self.connection_file).unlink(missing_ok=True)
 
     def ports(self) -> dict[str, int]:
         """Return the standby's ports by trait name."""

@@ -41,7 +41,16 @@ _ENUM_OWN = frozenset(
     }
 )
 _CLASS_OWN = frozenset(
-    {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__slots__", "__slotnames__", "_abc_impl"}
+    {
+        "__dict__",
+        "__weakref__",
+        "__doc__",
+        "__module__",
+        "__qualname__",
+        "__slots__",
+        "__slotnames__",
+        "_abc_impl",
+    }
 )
 _MEMBER_OWN = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 

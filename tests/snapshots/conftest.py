@@ -28,7 +28,14 @@ def save(folder):
         namespace = dict(types.ModuleType("__main__").__dict__, **variables)
         exec(code, namespace)
         report = capture(
-            namespace, folder, key, name=name, now_s=1.7e9, kernel_id="k", extra=extra, hidden=hidden
+            namespace,
+            folder,
+            key,
+            name=name,
+            now_s=1.7e9,
+            kernel_id="k",
+            extra=extra,
+            hidden=hidden,
         )
         return namespace, report
 
@@ -53,7 +60,7 @@ def python():
     def run(code, *arguments, check=True, **environment):
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
             capture_output=True,
             text=True,
             timeout=120,

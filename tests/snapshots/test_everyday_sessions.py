@@ -13,9 +13,11 @@ _SPEC.loader.exec_module(everyday)
 
 _COMMON = """
 import json, runpy, sys, types
-from jupyter_gpu_predict.snapshots import SnapshotFolder, Tombstone, capture, restore
+from jupyter_gpu_predict.snapshots import SnapshotFolder, Tombstone, capture, digests, restore
+from jupyter_gpu_predict.snapshots.settings import apply_settings, capture_settings
 folder, key = SnapshotFolder(sys.argv[1]), b"k" * 32
-CASES = runpy.run_path(sys.argv[2])["CASES"]
+sessions = runpy.run_path(sys.argv[2])
+CASES, CONTINUED = sessions["CASES"], sessions["CONTINUED"]
 out = {}
 def fresh():
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -33,6 +35,17 @@ for number, (case, (code, _)) in enumerate(CASES.items()):
         out[case] = repr(error)
         continue
     out[case] = {v.name: [v.status, v.reason] for v in report.variables}
+def state(space):
+    return digests(space, [n for n in space if not n.startswith("__")])
+for case, (code, later) in CONTINUED.items():
+    space = fresh()
+    exec(code, space)
+    settings, faults = capture_settings()
+    extra = {"settings": settings}
+    capture(space, folder, key, name=case, now_s=1.7e9, kernel_id="k", extra=extra)
+    before = state(space)
+    exec(later, space)
+    out[case] = [before, state(space), faults]
 print(json.dumps(out), file=sys.__stdout__)
 """
 )
@@ -60,6 +73,15 @@ for number, (case, (_, checks)) in enumerate(CASES.items()):
         if v.status == "tombstone" and type(space[v.name]) is not Tombstone:
             faults.append(f"{v.name} is no tombstone")
     out[case] = faults
+def state(space):
+    return digests(space, [n for n in space if not n.startswith("__")])
+for case, (code, later) in CONTINUED.items():
+    space = fresh()
+    report = restore(folder, folder.find(case), key, space)
+    faults = apply_settings(report.extra["settings"])
+    before = state(space)
+    exec(later, space)
+    out[case] = [before, state(space), faults]
 print(json.dumps(out), file=sys.__stdout__)
 """
 )
@@ -77,3 +99,13 @@ def test_session_goes_on_in_a_fresh_process(outcome, case):
     saved, loaded = outcome
     assert isinstance(saved[case], dict), saved[case]
     assert loaded[case] == []
+
+
+@pytest.mark.parametrize("case", everyday.CONTINUED)
+def test_work_goes_on_bit_by_bit(outcome, case):
+    (before, after, faults), (before_there, after_there, faults_there) = (o[case] for o in outcome)
+    assert before_there == before
+    assert after_there == after
+    assert {n for n in before if after[n] != before[n]}
+    assert not any("opaque" in value for value in after.values())
+    assert faults == faults_there == []

@@ -30,9 +30,18 @@ def in_order(ledger: Ledger, claims: Iterable[Claim]) -> list[Claim]:
 
 def grant_claims(ledger: Ledger, ordered: list[Claim]) -> None:
     """Plan a bind, a place in the queue or a refusal for each claim."""
-    desk = _Desk(ledger)
-    for place, claim in enumerate(ordered):
-        desk.serve(place, claim)
+    waiting = list(enumerate(ordered))
+    while True:
+        ledger.gave_back = False
+        ledger.blocked.clear()
+        desk = _Desk(ledger)
+        for place, claim in waiting:
+            desk.serve(place, claim)
+        waiting = [(p, c) for p, c in waiting if c.claim_id in desk.queue]
+        # A grant may have left part of its kernel's reservation to a claim that came before it.
+        if not (waiting and ledger.gave_back):
+            break
+    ledger.actions.extend(desk.queue.values())
 
 
 class _Desk:
@@ -40,7 +49,7 @@ class _Desk:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.queued = 0
+        self.queue: dict[str, Queue] = {}
         self.backlog: dict[str, int] = {}
 
     def serve(self, place: int, claim: Claim) -> None:
@@ -210,10 +219,11 @@ class _Desk:
     # ------------------------------------------------------------------ waiting
 
     def _wait_for_move(self, claim: Claim, entry: Entry, need: int) -> None:
-        target = entry.kernel.target_gpu_uuid
-        if target in self.ledger.gpus and need > entry.kernel.target_bytes:
-            self._block(target, claim, need - entry.kernel.target_bytes)
-        reason = f"{short(claim.kernel_id)} moves to another GPU first"
+        target = entry.target_uuid
+        if target in self.ledger.gpus and need > entry.target_bytes:
+            self._block(target, claim, need - entry.target_bytes)
+        name = short(claim.kernel_id)
+        reason = f"{name} moves to {target} first" if target else f"{name} is at another operation"
         self._queued(claim, None, reason)
 
     def _queue(self, claim: Claim, wish: Wish, gpus: list[GpuView]) -> None:
@@ -258,7 +268,6 @@ class _Desk:
         self.backlog[uuid] = self.backlog.get(uuid, 0) + max(0, size)
 
     def _queued(self, claim: Claim, expected_wait_s: float | None, reason: str) -> None:
-        self.queued += 1
-        self.ledger.actions.append(
-            Queue(claim.claim_id, claim.kernel_id, self.queued, expected_wait_s, reason)
+        self.queue[claim.claim_id] = Queue(
+            claim.claim_id, claim.kernel_id, len(self.queue) + 1, expected_wait_s, reason
         )

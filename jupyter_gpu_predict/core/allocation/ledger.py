@@ -49,6 +49,8 @@ class Entry:
         "settled",
         "state",
         "suspended",
+        "target_bytes",
+        "target_uuid",
         "used",
     )
 
@@ -63,6 +65,8 @@ class Entry:
         self.suspended = kernel.suspended_bytes
         self.used = state_bytes(kernel) - kernel.suspended_bytes
         self.moving = kernel.migrating or self.state is LeaseState.MIGRATING
+        self.target_uuid = kernel.target_gpu_uuid
+        self.target_bytes = kernel.target_bytes
         # What was bound ahead of use counts as fresh from then on, or it would be taken back at
         # once and brought back again.
         fresh = lease is not None and lease.state in _IN_USE
@@ -115,6 +119,8 @@ class Ledger:
         self.actions: list[Action] = []
         self.blocked: dict[str, Claim] = {}
         """GPUs whose memory a waiting claim has a first right to."""
+        self.gave_back = False
+        """A grant has set less aside than its kernel held before, or elsewhere."""
         for entry in self.entries.values():
             if entry.gpu_uuid in self.on_gpu:
                 self.on_gpu[entry.gpu_uuid][entry.kernel_id] = entry
@@ -169,6 +175,8 @@ class Ledger:
 
     def bind(self, entry: Entry, gpu: GpuView, size: int, claim_id: str, reason: str) -> None:
         """Plan a grant and book it."""
+        if entry.held > (size if entry.gpu_uuid == gpu.uuid else 0):
+            self.gave_back = True
         self._place(entry, gpu.uuid, size, LeaseState.BOUND)
         entry.used, entry.suspended = entry.state_bytes, 0
         entry.settled = True
@@ -207,6 +215,7 @@ class Ledger:
         self.free[gpu.uuid] -= size
         self.arriving[gpu.uuid] += size
         entry.moving = entry.settled = True
+        entry.target_uuid, entry.target_bytes = gpu.uuid, size
         self.actions.append(Migrate(entry.kernel_id, gpu.uuid, Rung.RELAUNCH, reason, size))
 
     def _set_held(self, entry: Entry, size: int) -> None:

@@ -175,7 +175,7 @@ class ClusterHistory(RuleBasedStateMachine):
 
 TestClusterHistory = ClusterHistory.TestCase
 TestClusterHistory.settings = settings(
-    max_examples=80,
+    max_examples=120,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -199,22 +199,30 @@ def test_a_small_claim_passes_on_a_gpu_the_earlier_one_can_never_use():
     busy = bound("busy", "G0", 300, busy=True)
     claims = [claim("large", 400, made_s=800.0), claim("small", 100, made_s=900.0)]
     plan = plan_for([gpu(0), gpu(1, 256)], [busy], claims)
-    assert kinds(plan) == ["Queue", "Bind"]
-    assert plan.actions[1].gpu_uuid == "G1"
+    assert kinds(plan) == ["Bind", "Queue"]
+    assert plan.actions[0].gpu_uuid == "G1"
 
 
 def test_a_claim_that_needs_nothing_more_passes():
     kernels = [bound("busy", "G0", 300, busy=True), waiting(bound("mine", "G0", 100))]
     claims = [claim("large", 400, made_s=800.0), claim("mine", 100, made_s=900.0)]
-    assert kinds(plan_for([gpu(0)], kernels, claims)) == ["Queue", "Bind"]
+    assert kinds(plan_for([gpu(0)], kernels, claims)) == ["Bind", "Queue"]
 
 
 def test_nobody_waits_behind_a_claim_that_pinned_memory_keeps_from_being_met():
     pinned = bound("pinned", "G0", 300, pinned=True)
     claims = [claim("large", 400, made_s=800.0), claim("small", 100, made_s=900.0)]
     plan = plan_for([gpu(0)], [pinned], claims)
-    assert kinds(plan) == ["Queue", "Bind"]
-    assert "pinned" in plan.actions[0].reason
+    assert kinds(plan) == ["Bind", "Queue"]
+    assert "pinned" in plan.actions[1].reason
+
+
+def test_what_a_later_claim_leaves_of_its_reservation_goes_to_an_earlier_one():
+    held = lease("r", "G0", 200, LeaseState.RESERVED, since_s=NOW - 1, expires_s=NOW + 29)
+    kernels = [waiting(KernelView("r", held)), NEW]
+    claims = [claim("new", 400, made_s=800.0), claim("r", 100, made_s=900.0)]
+    plan = plan_for([gpu(0)], kernels, claims)
+    assert [(type(a), a.kernel_id) for a in plan.actions] == [(Bind, "r"), (Bind, "new")]
 
 
 def test_past_its_deadline_or_beyond_any_gpu_a_claim_is_refused():
