@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from ..core.allocation.policy import decide
@@ -27,6 +26,7 @@ from ..core.model import (
 )
 from ..core.risk import assess
 from ..errors import ConflictError, GpuPredictError, NotFoundError
+from .forecasts import ForecastRounds
 from .leases import LeaseBook
 from .observe import build_view
 from .operations import Operations
@@ -60,7 +60,6 @@ class ControlLoop:
     ) -> None:
         self.backend = backend
         self.store = store
-        self.forecasting = forecasting
         self.operations = operations
         self.settings = settings
         self.clock = clock
@@ -77,10 +76,9 @@ class ControlLoop:
         self.moves: Moves | None = None
         self._emit = emit
         self._listeners: list[Callable[[str], None]] = []
-        self._forecast_interval_s = forecast_interval_s
         self._wake = asyncio.Event()
         self._sampled_s = 0.0
-        self._forecasts: dict[str, asyncio.Task[None]] = {}
+        self._forecasts = ForecastRounds(self, forecasting, forecast_interval_s)
         self._writes: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
         self._settled: dict[str, asyncio.Future[None]] = {}
         self._reconciler = Reconciler(self)
@@ -98,9 +96,10 @@ class ControlLoop:
 
     async def close(self) -> None:
         """Stop looping; what was to be written is written."""
-        for task in (*self._tasks, *self._forecasts.values()):
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._forecasts.values(), return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._forecasts.close()
         await self._reconciler.close()
         while not self._writes.empty():
             await asyncio.to_thread(self._writes.get_nowait())
@@ -155,7 +154,7 @@ class ControlLoop:
         plan = decide(view)
         self.last_view, self.last_plan = view, plan
         await self._reconciler.carry_out(plan)
-        self._refresh_forecasts()
+        self._forecasts.refresh()
 
     # ------------------------------------------------------------------ observing
 
@@ -191,19 +190,38 @@ class ControlLoop:
                 await self.kernel_ended(record.kernel_id, "its process is gone")
 
     async def _note_facts(self) -> None:
+        """Book what kernels hold by now, whatever was planned for them."""
         for record in self.kernels.values():
-            lease = self.leases.get(record.kernel_id)
-            if lease is None or record.working is not None:
+            if record.working is not None:
                 continue
-            if lease.state is LeaseState.BOUND and record.used_bytes > lease.bytes:
-                await self.leases.resize(record.kernel_id, record.used_bytes)
-                self.event(
-                    "resized",
-                    kernel_id=record.kernel_id,
-                    gpu_uuid=lease.gpu_uuid,
-                    bytes=record.used_bytes,
-                    reason="it uses more than it was granted",
-                )
+            lease = self.leases.get(record.kernel_id)
+            if lease is not None:
+                record.gpu_uuid = lease.gpu_uuid
+            if lease is None and record.used_bytes and record.gpu_uuid is not None:
+                await self._book(record, record.gpu_uuid, "it uses memory without a lease")
+            elif lease is None or lease.state is LeaseState.SUSPENDED:
+                continue
+            elif lease.state is LeaseState.RESERVED and (record.busy or record.used_bytes):
+                await self._book(record, lease.gpu_uuid, "it uses its reservation", lease.bytes)
+            elif record.used_bytes > lease.bytes:
+                await self._book(record, lease.gpu_uuid, "it uses more than it was granted")
+
+    async def _book(
+        self, record: KernelRecord, gpu_uuid: str, reason: str, least_bytes: int = 0
+    ) -> None:
+        wanted = max(least_bytes, record.used_bytes)
+        lease = self.leases.get(record.kernel_id)
+        if lease is not None and lease.state is LeaseState.BOUND:
+            await self.leases.resize(record.kernel_id, wanted)
+        else:
+            await self.leases.bind(record.kernel_id, gpu_uuid, wanted)
+        self.event(
+            "resized",
+            kernel_id=record.kernel_id,
+            gpu_uuid=gpu_uuid,
+            bytes=wanted,
+            reason=reason,
+        )
 
     def _sample(self) -> None:
         now = self.clock()
@@ -253,9 +271,7 @@ class ControlLoop:
         for claim in [c for c in self.claims.values() if c.kernel_id == kernel_id]:
             del self.claims[claim.claim_id]
             self.settle(claim.claim_id, ConflictError(f"kernel {kernel_id} ended: {reason}"))
-        if (task := self._forecasts.pop(kernel_id, None)) is not None:
-            task.cancel()
-        self.forecasting.forget(kernel_id)
+        self._forecasts.forget(kernel_id)
         lease = await self.leases.release(kernel_id)
         if record is not None or lease is not None:
             self.event(
@@ -391,59 +407,3 @@ class ControlLoop:
         self.event("policy", **dict(changes))
         self.wake()
         return self.settings
-
-    # ------------------------------------------------------------------ forecasts
-
-    def _refresh_forecasts(self) -> None:
-        now = self.clock()
-        for record in self.kernels.values():
-            if now < record.next_forecast_s or record.kernel_id in self._forecasts:
-                continue
-            record.next_forecast_s = now + self._forecast_interval_s
-            task = asyncio.ensure_future(self._forecast(record, now))
-            self._forecasts[record.kernel_id] = task
-            task.add_done_callback(partial(self._forecast_ended, record.kernel_id))
-
-    def _forecast_ended(self, kernel_id: str, _: asyncio.Task[None]) -> None:
-        self._forecasts.pop(kernel_id, None)
-
-    async def _forecast(self, record: KernelRecord, now: float) -> None:
-        runs = list(record.runs)
-        prior: list[CellRun] = []
-        basis = "kernel"
-        last = record.forecast
-        if last is None or last.basis != "kernel" or last.backtest is None:
-            prior, basis = await asyncio.to_thread(self._prior, record)
-        try:
-            forecast = await self.forecasting.refresh(
-                record.kernel_id, list(record.samples), runs, prior, basis, now
-            )
-        except GpuPredictError as error:
-            log.warning("No forecast for kernel %s: %s", record.kernel_id, error)
-            return
-        if record.kernel_id not in self.kernels:
-            return
-        record.forecast = forecast
-        self.event(
-            "forecast",
-            kernel_id=record.kernel_id,
-            notebook=record.notebook,
-            model=forecast.model,
-            basis=forecast.basis,
-            pinball=forecast.backtest.pinball if forecast.backtest else None,
-            candidates={c.model: round(c.pinball, 6) for c in forecast.candidates},
-            need_15s=forecast.need_probability(15),
-            memory_high_bytes=int(forecast.memory_bytes(60).high),
-        )
-
-    def _prior(self, record: KernelRecord) -> tuple[list[CellRun], str]:
-        """Return what is known of the same notebook, or of the same cells, from earlier kernels."""
-        if record.notebook is not None:
-            runs = self.store.cell_runs(notebook=record.notebook)
-            runs = [r for r in runs if r.kernel_id != record.kernel_id]
-            if runs:
-                return runs, "notebook"
-        digests = list({r.digest for r in record.runs})
-        runs = self.store.cell_runs(digests=digests) if digests else []
-        runs = [r for r in runs if r.kernel_id != record.kernel_id]
-        return runs, "cells" if runs else "none"

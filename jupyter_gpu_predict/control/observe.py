@@ -60,6 +60,7 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
         has_agent=record.port.has_agent,
         migrating=record.working is not None,
         forecast=record.forecast,
+        duty=record.duty(now),
         last_snapshot_s=record.last_snapshot_s,
         movable=record.port.has_agent and record.working is None,
         target_gpu_uuid=record.target_gpu_uuid,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.migration.cost import Transfer
@@ -12,6 +13,7 @@ from ..core.model import (
     Action,
     Bind,
     Cordon,
+    Lease,
     LeaseState,
     Migrate,
     Plan,
@@ -238,7 +240,9 @@ class Reconciler:
             claim_id=action.claim_id,
             reason=action.reason,
         )
-        loop.settle(action.claim_id, UnsatisfiableError(action.reason))
+        late = claim.deadline_s <= loop.clock()
+        refusal = ConflictError if late else UnsatisfiableError
+        loop.settle(action.claim_id, refusal(action.reason))
         if claim.origin == "cell":
             try:
                 await record.port.refuse(action.claim_id, action.reason)
@@ -308,6 +312,7 @@ class Reconciler:
         lease = await loop.leases.release(action.kernel_id)
         if record is not None and lease is not None:
             record.prebound = False
+            await self._tell_released(record, lease)
             record.decided(loop.clock(), "release", action.reason)
             loop.event(
                 "released",
@@ -316,6 +321,15 @@ class Reconciler:
                 bytes=lease.bytes,
                 reason=action.reason,
             )
+
+    async def _tell_released(self, record: KernelRecord, lease: Lease) -> None:
+        """Let the kernel claim again before it uses memory that is no longer set aside."""
+        try:
+            await record.port.bind(
+                replace(lease, bytes=0), cap_bytes=None, claim_id=None, restore=False, peaks={}
+            )
+        except GpuPredictError as error:
+            log.warning("Kernel %s did not hear of its release: %s", record.kernel_id, error)
 
     # ------------------------------------------------------------------ moves
 

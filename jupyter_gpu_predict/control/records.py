@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from ..core.model import CellRun, DemandSample, Forecast
 from .ports import KernelPort
 
+DUTY_WINDOW_S = 600.0
+
 KEEP_RETRY_S = 5.0
 """How long a kernel that refused to give its memory back is left alone."""
 
@@ -31,6 +33,7 @@ class KernelRecord:
     port: KernelPort
     started_s: float
     ready: bool = False
+    gpu_uuid: str | None = None
     used_bytes: int = 0
     suspended_bytes: int = 0
     running_since_s: float | None = None
@@ -70,6 +73,19 @@ class KernelRecord:
         """Remember a decision for `%gpu why`."""
         if not self.decisions or self.decisions[-1].reason != reason:
             self.decisions.append(Decision(t_s, action, reason))
+
+    def duty(self, now_s: float) -> float | None:
+        """Return the share of the last ten minutes in which the kernel kept its GPU busy.
+
+        ``None`` while the kernel has run nothing: then nothing is known.
+        """
+        if not self.runs:
+            return None
+        since_s = max(self.started_s, now_s - DUTY_WINDOW_S)
+        busy_s = sum(
+            min(r.busy_s, r.end_s - max(r.start_s, since_s)) for r in self.runs if r.end_s > since_s
+        )
+        return min(1.0, max(0.0, busy_s / max(1.0, now_s - since_s)))
 
     def usual_duration_s(self, digest: str | None) -> float | None:
         """Return the median duration of earlier runs of the cell, ``None`` if it never ran."""

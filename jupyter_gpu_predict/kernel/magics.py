@@ -188,7 +188,7 @@ class Commands:
 
     def do_history(self, _: str) -> GpuResult:
         """Show what happened to this kernel."""
-        data = self._ask("history", limit=50)
+        data = self._ask("history", limit=200)
         rows = [
             (
                 _clock(e["t_s"]),
@@ -197,6 +197,7 @@ class Commands:
                 e.get("reason") or "",
             )
             for e in data
+            if e["kind"] not in {"cell_run", "forecast"}
         ]
         return GpuResult(
             "What happened to this kernel", ("when", "what", "size", "why"), rows, data=data

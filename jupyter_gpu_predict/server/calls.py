@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import GpuPredictError, NotFoundError
 from ..kernel import messages as m
+from .inputs import size_bytes
 
 if TYPE_CHECKING:
     from .api import Api
@@ -60,7 +61,9 @@ class Calls:
             "forecast": lambda _: api.forecast(kernel_id),
             "trace": lambda _: api.trace(kernel_id),
             "why": lambda _: api.why(kernel_id),
-            "history": lambda p: api.history(kernel_id, int(p.get("limit", 50))),
+            "history": lambda p: api.history(
+                kernel_id, min(1000, size_bytes(p.get("limit", 50), "limit"))
+            ),
             "pin": lambda _: api.pin(kernel_id, pinned=True),
             "unpin": lambda _: api.pin(kernel_id, pinned=False),
             "release": lambda _: api.operation(api.reclaim(kernel_id, {"wait": True}).id),

@@ -18,6 +18,7 @@ from ..errors import GpuPredictError
 from ..kernel import messages as m
 from ..kernel.provisioner import is_python
 from .calls import Calls
+from .inputs import size_bytes
 from .link import KernelAgentLink
 from .paths import Paths
 
@@ -309,23 +310,26 @@ class Fleet:
                     CellRun(kernel_id=record.kernel_id, notebook=record.notebook, **fields),
                 )
             case m.ClaimMessage():
-                loop.claim(
-                    Claim(
-                        claim_id=notice.claim_id,
-                        kernel_id=record.kernel_id,
-                        bytes=int(notice.bytes),
-                        made_s=notice.made_s,
-                        deadline_s=notice.deadline_s,
-                        priority=notice.priority or record.priority,
-                        affinity=notice.affinity,
-                        critical=notice.critical,
-                        origin=notice.origin,
-                    )
-                )
+                self._claim(record, notice)
             case m.ClaimEndMessage():
                 loop.claim_ended(notice.claim_id, notice.reason)
             case m.CallMessage():
                 self.calls.start(record.kernel_id, notice)
+
+    def _claim(self, record: KernelRecord, notice: m.ClaimMessage) -> None:
+        self.loop.claim(
+            Claim(
+                claim_id=notice.claim_id,
+                kernel_id=record.kernel_id,
+                bytes=size_bytes(notice.bytes),
+                made_s=float(notice.made_s),
+                deadline_s=float(notice.deadline_s),
+                priority=max(notice.priority, record.priority),
+                affinity=notice.affinity,
+                critical=notice.critical,
+                origin="cell",
+            )
+        )
 
     def _state(self, record: KernelRecord, notice: m.StateMessage) -> None:
         loop = self.loop

@@ -1,0 +1,95 @@
+"""When each kernel's forecast is made, and from which history."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..core.model import CellRun
+from ..errors import GpuPredictError
+from .ports import Forecasting
+from .records import KernelRecord
+
+if TYPE_CHECKING:
+    from .loop import ControlLoop
+
+log = logging.getLogger(__name__)
+
+
+class ForecastRounds:
+    """Keeps one forecast per kernel under way at most, and never waits for any."""
+
+    def __init__(self, loop: ControlLoop, forecasting: Forecasting, interval_s: float) -> None:
+        self._loop = loop
+        self._forecasting = forecasting
+        self._interval_s = interval_s
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def forget(self, kernel_id: str) -> None:
+        """Drop what is under way or kept for a kernel that is gone."""
+        if (task := self._tasks.pop(kernel_id, None)) is not None:
+            task.cancel()
+        self._forecasting.forget(kernel_id)
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def refresh(self) -> None:
+        """Start the forecasts that are due, in the background."""
+        now = self._loop.clock()
+        for record in self._loop.kernels.values():
+            if now < record.next_forecast_s or record.kernel_id in self._tasks:
+                continue
+            record.next_forecast_s = now + self._interval_s
+            task = asyncio.ensure_future(self._forecast(record, now))
+            self._tasks[record.kernel_id] = task
+            task.add_done_callback(partial(self._forecast_ended, record.kernel_id))
+
+    def _forecast_ended(self, kernel_id: str, _: asyncio.Task[None]) -> None:
+        self._tasks.pop(kernel_id, None)
+
+    async def _forecast(self, record: KernelRecord, now: float) -> None:
+        runs = list(record.runs)
+        prior: list[CellRun] = []
+        basis = "kernel"
+        last = record.forecast
+        if last is None or last.basis != "kernel" or last.backtest is None:
+            prior, basis = await asyncio.to_thread(self._prior, record)
+        try:
+            forecast = await self._forecasting.refresh(
+                record.kernel_id, list(record.samples), runs, prior, basis, now
+            )
+        except GpuPredictError as error:
+            log.warning("No forecast for kernel %s: %s", record.kernel_id, error)
+            return
+        if record.kernel_id not in self._loop.kernels:
+            return
+        record.forecast = forecast
+        self._loop.event(
+            "forecast",
+            kernel_id=record.kernel_id,
+            notebook=record.notebook,
+            model=forecast.model,
+            basis=forecast.basis,
+            pinball=forecast.backtest.pinball if forecast.backtest else None,
+            candidates={c.model: round(c.pinball, 6) for c in forecast.candidates},
+            need_15s=forecast.need_probability(15),
+            memory_high_bytes=int(forecast.memory_bytes(60).high),
+        )
+
+    def _prior(self, record: KernelRecord) -> tuple[list[CellRun], str]:
+        """Return what is known of the same notebook, or of the same cells, from earlier kernels."""
+        if record.notebook is not None:
+            runs = self._loop.store.cell_runs(notebook=record.notebook)
+            runs = [r for r in runs if r.kernel_id != record.kernel_id]
+            if runs:
+                return runs, "notebook"
+        digests = list({r.digest for r in record.runs})
+        runs = self._loop.store.cell_runs(digests=digests) if digests else []
+        runs = [r for r in runs if r.kernel_id != record.kernel_id]
+        return runs, "cells" if runs else "none"
