@@ -45,6 +45,10 @@ class LeaseBook:
         """Grant memory for use, whatever state the lease is in."""
         lease = self.get(kernel_id)
         if lease is not None and lease.state is LeaseState.SUSPENDED:
+            if lease.gpu_uuid != gpu_uuid:
+                # Only a kernel with no state left on its GPU is bound elsewhere: a new lease.
+                await self.release(kernel_id)
+                return await self._grant(LeaseEvent.BIND, kernel_id, gpu_uuid, wanted_bytes, None)
             resumed = advance(
                 lease,
                 LeaseEvent.RESUME,
@@ -114,8 +118,13 @@ class LeaseBook:
         self._before_move[kernel_id] = former
         return await self._put(moving)
 
-    async def end_move(self, kernel_id: str, gpu_uuid: str | None) -> Lease | None:
-        """Commit the move to `gpu_uuid`, or with ``None`` put everything back as it was."""
+    async def end_move(
+        self, kernel_id: str, gpu_uuid: str | None, wanted_bytes: int = 0
+    ) -> Lease | None:
+        """Commit the move to `gpu_uuid`, or with ``None`` put everything back as it was.
+
+        A kernel that was not suspended has `wanted_bytes` there.
+        """
         lease, former = self.get(kernel_id), self._before_move.pop(kernel_id, None)
         if lease is None or former is None:
             return lease
@@ -127,6 +136,9 @@ class LeaseBook:
             former=former,
             epoch=None if gpu_uuid is None else await self._epoch(),
             gpu_uuid=gpu_uuid,
+            bytes=None
+            if gpu_uuid is None or former.state is LeaseState.SUSPENDED
+            else wanted_bytes,
         )
         return await self._put(ended)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -37,6 +39,8 @@ from .records import KernelRecord
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+LULL_S = 0.05
+"""Writes to the store and the ends of cells are gathered for this long."""
 SAMPLE_S = 5.0
 """Grain of the demand series, `core.model.STEP_S`."""
 
@@ -79,7 +83,10 @@ class ControlLoop:
         self._wake = asyncio.Event()
         self._sampled_s = 0.0
         self._forecasts = ForecastRounds(self, forecasting, forecast_interval_s)
-        self._writes: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
+        self._writes: deque[Callable[[], None]] = deque()
+        self._unwritten = asyncio.Event()
+        self._writing = threading.Lock()
+        self._waking: asyncio.TimerHandle | None = None
         self._settled: dict[str, asyncio.Future[None]] = {}
         self._reconciler = Reconciler(self)
         self._tasks: list[asyncio.Task[None]] = []
@@ -101,12 +108,24 @@ class ControlLoop:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._forecasts.close()
         await self._reconciler.close()
-        while not self._writes.empty():
-            await asyncio.to_thread(self._writes.get_nowait())
+        if self._waking is not None:
+            self._waking.cancel()
+        await asyncio.to_thread(self._write_all)
 
     def wake(self) -> None:
         """Decide again soon."""
         self._wake.set()
+
+    def wake_soon(self) -> None:
+        """Decide again once more notices may have come: a run-all sends hundreds in a second."""
+        if self.claims:
+            self.wake()
+        elif self._waking is None:
+            self._waking = asyncio.get_running_loop().call_later(LULL_S, self._woken)
+
+    def _woken(self) -> None:
+        self._waking = None
+        self.wake()
 
     def event(self, kind: str, /, **data: Any) -> None:
         """Log an event and tell subscribers."""
@@ -122,15 +141,30 @@ class ControlLoop:
 
     def later(self, write: Callable[[], None]) -> None:
         """Write to the store soon, in order, off the event loop."""
-        self._writes.put_nowait(write)
+        self._writes.append(write)
+        self._unwritten.set()
 
     async def _write_behind(self) -> None:
         while True:
-            write = await self._writes.get()
+            await self._unwritten.wait()
+            # Each hop to a thread holds the event loop up until the thread lets go of the GIL.
+            await asyncio.sleep(LULL_S)
+            self._unwritten.clear()
+            await asyncio.to_thread(self._write_all)
+
+    def _write_all(self) -> None:
+        with self._writing:
+            writes = [self._writes.popleft() for _ in range(len(self._writes))]
             try:
-                await asyncio.to_thread(write)
+                self.store.together(lambda: _each(writes))
+                return
             except GpuPredictError as error:
-                log.error("The store refused a write: %s", error)
+                log.debug("The store refused a batch, so each is written alone: %s", error)
+            for write in writes:
+                try:
+                    write()
+                except GpuPredictError as error:
+                    log.error("The store refused a write: %s", error)
 
     async def _run(self) -> None:
         while True:
@@ -307,7 +341,7 @@ class ControlLoop:
             peak_bytes=run.peak_bytes,
             outcome=run.outcome.value,
         )
-        self.wake()
+        self.wake_soon()
 
     def claim(self, claim: Claim) -> None:
         """Take a claim in; a repeated one changes nothing."""
@@ -407,3 +441,8 @@ class ControlLoop:
         self.event("policy", **dict(changes))
         self.wake()
         return self.settings
+
+
+def _each(works: list[Callable[[], None]]) -> None:
+    for work in works:
+        work()

@@ -62,7 +62,7 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
         forecast=record.forecast,
         duty=record.duty(now),
         last_snapshot_s=record.last_snapshot_s,
-        movable=record.port.has_agent and record.working is None,
+        movable=record.port.has_agent and record.working is None and now >= record.no_move_before_s,
         target_gpu_uuid=record.target_gpu_uuid,
         target_bytes=record.target_bytes,
     )

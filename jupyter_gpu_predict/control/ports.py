@@ -5,7 +5,7 @@ The rooms above (`devices`, `store`, `server`) implement these; the loop imports
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..core.model import CellRun, DemandSample, Forecast, GpuHealth, GpuStatus, Lease
@@ -48,6 +48,9 @@ class TraceStore(Protocol):
 
     Methods are synchronous and thread-safe; the loop calls them in a worker thread.
     """
+
+    def together(self, work: Callable[[], None]) -> None:
+        """Carry out all that `work` writes in this thread wholly or not at all."""
 
     def add_cell_run(self, run: CellRun) -> None:
         """Append a cell run."""
@@ -157,5 +160,15 @@ class Moves(Protocol):
     async def take_snapshot(self, kernel_id: str, name: str | None, reason: str) -> dict[str, Any]:
         """Save the kernel's state between cells."""
 
-    async def migrate(self, kernel_id: str, target_gpu_uuid: str, reason: str) -> dict[str, Any]:
-        """Move the kernel to another GPU by relaunch, under the same kernel id."""
+    async def migrate(
+        self,
+        kernel_id: str,
+        target_gpu_uuid: str,
+        reason: str,
+        *,
+        wanted_bytes: int | None = None,
+    ) -> dict[str, Any]:
+        """Move the kernel to another GPU by relaunch, under the same kernel id.
+
+        `wanted_bytes` are set aside on the target; by default what the kernel uses now.
+        """

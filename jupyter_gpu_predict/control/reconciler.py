@@ -49,7 +49,6 @@ class Reconciler:
     def __init__(self, loop: ControlLoop) -> None:
         self.loop = loop
         self._background: set[asyncio.Task[None]] = set()
-        self._moves: dict[str, tuple[int, float]] = {}
 
     async def carry_out(self, plan: Plan) -> None:
         """Carry out `plan` in order; stop where it no longer holds and ask for another."""
@@ -352,20 +351,25 @@ class Reconciler:
         record = loop.kernels.get(action.kernel_id)
         if record is None or record.working is not None or loop.moves is None:
             return
-        failures, not_before_s = self._moves.get(record.kernel_id, (0, 0.0))
-        if loop.clock() < not_before_s:
+        if loop.clock() < record.no_move_before_s:
             return
         record.decided(loop.clock(), "migrate", action.reason)
         moves = loop.moves
 
         async def move() -> dict[str, Any]:
             try:
-                moved = await moves.migrate(record.kernel_id, action.target_gpu_uuid, action.reason)
+                moved = await moves.migrate(
+                    record.kernel_id,
+                    action.target_gpu_uuid,
+                    action.reason,
+                    wanted_bytes=action.bytes,
+                )
             except GpuPredictError:
-                pause = min(MOVE_RETRY_LIMIT_S, MOVE_RETRY_S * 2**failures)
-                self._moves[record.kernel_id] = failures + 1, loop.clock() + pause
+                pause = min(MOVE_RETRY_LIMIT_S, MOVE_RETRY_S * 2**record.failed_moves)
+                record.failed_moves += 1
+                record.no_move_before_s = loop.clock() + pause
                 raise
-            self._moves.pop(record.kernel_id, None)
+            record.failed_moves = 0
             return moved
 
         self._operate("migrate", record, move)

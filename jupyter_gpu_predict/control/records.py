@@ -47,6 +47,8 @@ class KernelRecord:
     forecast: Forecast | None = None
     last_snapshot_s: float | None = None
     working: str | None = None
+    failed_moves: int = 0
+    no_move_before_s: float = 0.0
     target_gpu_uuid: str | None = None
     target_bytes: int = 0
     prebound: bool = False

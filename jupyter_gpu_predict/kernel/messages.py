@@ -61,11 +61,13 @@ def decode(cls: type[M], content: dict[str, Any]) -> M:
 class DescribeRequest(Message):
     """Ask for the kernel's state; always answered, also while a cell runs.
 
-    `server_pid` is the server the kernel belongs to from now on.
+    `server_pid` is the server the kernel belongs to from now on; with `modules` the answer names
+    the modules that are loaded, in the order in which they were.
     """
 
     msg_type: ClassVar[str] = "gpu_describe_request"
     server_pid: int = 0
+    modules: bool = False
 
 
 @dataclass(frozen=True)

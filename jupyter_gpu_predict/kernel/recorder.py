@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SETTLE_S = 0.2
 """How long a kernel must be quiet before memory that was not measured exactly is measured."""
 
+SETTLE_WITHIN_S = 2.0
+"""So long at most is that put off by cells that follow each other closely."""
+
 DEMAND_INTERVAL_S = 1.0
 """Demand notices go out at most this often."""
 
@@ -41,6 +44,8 @@ class Recorder:
         self._told: tuple[int, int] = (0, 0)
         self._told_at = 0.0
         self._settling = False
+        self._settling_since = 0.0
+        self._last_end = 0.0
         self._running = threading.local()  # subshells run beside the main shell
 
     def begin(self, code: str | None, cell_id: str | None) -> None:
@@ -86,6 +91,7 @@ class Recorder:
         return self.used_bytes
 
     def _settle(self, *, exact: bool) -> None:
+        self._last_end = time.monotonic()
         now = (self.used_bytes, self.agent.suspended_bytes)
         if exact and now == self._told:
             return
@@ -93,11 +99,18 @@ class Recorder:
             self._tell()
         elif not self._settling:
             self._settling = True
+            self._settling_since = time.monotonic()
             loop = self.agent.kernel.io_loop
             # From a subshell or the control thread only add_callback is safe.
             loop.add_callback(lambda: loop.call_later(SETTLE_S, self._settled))
 
     def _settled(self) -> None:
+        now = time.monotonic()
+        quiet = now - self._last_end
+        if quiet < SETTLE_S and now - self._settling_since < SETTLE_WITHIN_S:
+            # A scan now would make the next cell wait for it.
+            self.agent.kernel.io_loop.call_later(SETTLE_S - quiet, self._settled)
+            return
         self._settling = False
         with self.agent.lock:
             if self.agent.active:

@@ -63,7 +63,7 @@ class Requests:
             "suspended_bytes": agent.suspended_bytes,
             "busy": agent.active > 0,
             "waiting": agent.gate.waiting,
-            "modules": sorted(n for n in sys.modules if "." not in n and not n.startswith("_")),
+            "modules": list(sys.modules) if request.modules else [],
         }
 
     def bind(self, request: m.BindRequest) -> Any:

@@ -181,9 +181,9 @@ class KernelAgentLink:
             raise cls(str(reply.get("reason")))
         return reply
 
-    async def describe(self, timeout_s: float = 5.0) -> dict[str, Any]:
-        """Return what the kernel is and holds."""
-        return await self.request(m.DescribeRequest(os.getpid()), timeout_s)
+    async def describe(self, timeout_s: float = 5.0, *, modules: bool = False) -> dict[str, Any]:
+        """Return what the kernel is and holds, and with `modules` what it has imported."""
+        return await self.request(m.DescribeRequest(os.getpid(), modules), timeout_s)
 
     async def bind(
         self,

@@ -105,7 +105,7 @@ class Move:
 
     async def _start_standby(self) -> KernelAgentLink:
         target = self.migration.target_gpu_uuid
-        modules = list((await self.link.describe())["modules"])
+        modules = list((await self.link.describe(modules=True))["modules"])
         config = {**self.fleet.agent_config(self.kernel_id, None, self.record), "gpu_uuid": target}
         standby = await self.standby.start(target, config)
         await self.standby.warm(modules)
@@ -157,7 +157,7 @@ class Move:
         for claim in [c for c in loop.claims.values() if c.kernel_id == self.kernel_id]:
             if claim.origin == "cell":
                 loop.claim_ended(claim.claim_id, "its cell starts anew after the move")
-        moved = await loop.leases.end_move(self.kernel_id, target)
+        moved = await loop.leases.end_move(self.kernel_id, target, self.record.target_bytes)
         if moved is not None and moved.state is not LeaseState.SUSPENDED:
             await _quietly(
                 standby.bind(

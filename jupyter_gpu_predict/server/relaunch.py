@@ -155,7 +155,13 @@ class Relauncher:
         return total - arriving - sum(lease.held_bytes for lease in leases)
 
     async def migrate(
-        self, kernel_id: str, target_gpu_uuid: str, reason: str, progress: Progress | None = None
+        self,
+        kernel_id: str,
+        target_gpu_uuid: str,
+        reason: str,
+        progress: Progress | None = None,
+        *,
+        wanted_bytes: int | None = None,
     ) -> dict[str, Any]:
         """Move the kernel to another GPU by relaunch, under the same kernel id.
 
@@ -165,7 +171,7 @@ class Relauncher:
             If the move failed; the old process simply goes on.
         """
         loop = self.loop
-        record, lease = self._checked(kernel_id, target_gpu_uuid)
+        record, lease = self._checked(kernel_id, target_gpu_uuid, wanted_bytes)
         migration = request(
             (),
             migration_id=uuid.uuid4().hex,
@@ -178,7 +184,7 @@ class Relauncher:
         record, link = self._at_work(kernel_id, "migrate")
         started = time.perf_counter()
         record.target_gpu_uuid = target_gpu_uuid
-        record.target_bytes = _moving_bytes(record, lease)
+        record.target_bytes = _moving_bytes(record, lease, wanted_bytes)
         move = {
             "kernel_id": kernel_id,
             "notebook": record.notebook,
@@ -203,7 +209,9 @@ class Relauncher:
         await asyncio.to_thread(self._remember, kernel_id)
         return {**move, **timing, "gpu_uuid": target_gpu_uuid, "rung": Rung.RELAUNCH.value}
 
-    def _checked(self, kernel_id: str, target: str) -> tuple[KernelRecord, Lease]:
+    def _checked(
+        self, kernel_id: str, target: str, wanted_bytes: int | None
+    ) -> tuple[KernelRecord, Lease]:
         """Return the kernel and its lease if it can go to GPU `target`."""
         loop = self.loop
         record, status = loop.kernel(kernel_id), loop.gpu(target)
@@ -217,7 +225,8 @@ class Relauncher:
                 f"GPU {target} takes no kernels: {loop.cordoned.get(target, 'it is lost')}; "
                 "uncordon it or choose another"
             )
-        wanted, free = _moving_bytes(record, lease), self._free_bytes(target)
+        wanted = _moving_bytes(record, lease, wanted_bytes)
+        free = self._free_bytes(target)
         if wanted > free:
             raise ConflictError(
                 f"GPU {target} has {format_bytes(max(0, free))} free and kernel {kernel_id} "
@@ -238,13 +247,13 @@ class Relauncher:
         return record, link
 
 
-def _moving_bytes(record: KernelRecord, lease: Lease | None) -> int:
-    """Return what the kernel will hold on its new GPU."""
+def _moving_bytes(record: KernelRecord, lease: Lease | None, wanted: int | None = None) -> int:
+    """Return what is set aside for the kernel on its new GPU."""
     if lease is None:
         return 0
     if lease.state is LeaseState.SUSPENDED:
         return lease.resident_bytes
-    return max(lease.bytes, record.used_bytes)
+    return max(wanted or 0, record.used_bytes)
 
 
 def _auto_name(record: KernelRecord) -> str:

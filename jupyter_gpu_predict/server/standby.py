@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from ..errors import KernelLinkError
 from ..kernel import messages as m
 from .fleet import BOOT_TIMEOUT_S, Fleet
 from .link import KernelAgentLink
+
+_NOT_CARRIED = ("jupyter_gpu_predict", "__mp_main__")
 
 
 class _StandbyProcess:
@@ -96,8 +97,12 @@ class Standby:
         return self.link
 
     async def warm(self, modules: list[str]) -> None:
-        """Import what the kernel has imported, so that the pause stays short."""
-        wanted = tuple(n for n in modules if n not in sys.stdlib_module_names and n != "__main__")
+        """Import what the kernel has imported, submodules too.
+
+        It keeps the pause short, and a library that draws random numbers when it is imported
+        (sympy under torch does) must do so before the random generators are set.
+        """
+        wanted = tuple(n for n in modules if n != "__main__" and not n.startswith(_NOT_CARRIED))
         if self.link is not None and wanted:
             await self.link.request(m.WarmRequest(wanted), 120.0)
 

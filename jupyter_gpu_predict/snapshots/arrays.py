@@ -28,7 +28,7 @@ def reduce_array(pickler: SnapshotPickler, array: Any) -> Any:
             view = (array.dtype, offset, array.shape, array.strides, array.flags.writeable)
             return RebuildArrays.array_view, (root, view)
     if root is not array and root.dtype.hasobject:
-        pickler.note("an object array that is a view was saved apart from its base")
+        pickler.note("sharing lost: a view of an array of objects was saved apart")
     torch = loaded("torch")
     if torch is not None and isinstance(root.base, torch.Tensor) and not root.dtype.hasobject:
         storage = pickler.context.canonical_storage(root.base.untyped_storage())
@@ -37,8 +37,9 @@ def reduce_array(pickler: SnapshotPickler, array: Any) -> Any:
         if storage.data_ptr() <= low and high <= storage.data_ptr() + storage.nbytes():
             view = (array.dtype, offset, array.shape, array.strides, array.flags.writeable)
             return RebuildArrays.array_over_storage, (storage, view)
-    if root is array and array.base is not None and type(array.base).__name__ != "bytes":
-        pickler.note(f"memory shared with a {type(array.base).__name__} was saved as a copy")
+    owner = array.base.obj if isinstance(array.base, memoryview) else array.base
+    if root is array and owner is not None and not isinstance(owner, bytes):
+        pickler.note(f"sharing lost: its memory belongs to a {type(owner).__name__}")
     return _reduce_owner(pickler, numpy, array)
 
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 import marshal
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 from .digest_nodes import ATOMS, Node, Opaque, expand
 from .report import type_name
 
 DIGEST_BYTES = 16
 _MAX_ROUNDS = 24
+
+_MAX_MADE = 2000
+"""Deepest nesting of states made by the objects themselves; some make new ones without end."""
 
 
 def digest(obj: Any) -> str:
@@ -44,27 +47,45 @@ def digests(namespace: Mapping[str, Any], names: Iterable[str] | None = None) ->
 
 
 class _Frame:
-    __slots__ = ("identity", "low", "node", "number", "position", "references")
+    """A node whose children are being visited."""
 
-    def __init__(self, identity: int, number: int, node: Node) -> None:
+    __slots__ = (
+        "children",
+        "head",
+        "identity",
+        "low",
+        "made",
+        "number",
+        "position",
+        "references",
+        "unordered",
+    )
+
+    def __init__(self, identity: int, number: int, head: bytes, node: Node, made: int) -> None:
         self.identity = identity
         self.number = self.low = number
-        self.node = node
+        self.head = head
+        self.unordered = node.unordered
+        self.made = made
+        self.children: list[Any] = []
         self.position = 0
         self.references: list[bytes | int] = []
 
 
 class _Hasher:
+    """Hashes objects, each once; keeps what it has seen alive, so that an id stays its own."""
+
     def __init__(self, namespace: Mapping[str, Any] | None = None) -> None:
         self._done: dict[int, bytes] = {}
-        if namespace is not None:
-            self._done[id(namespace)] = _hash(b"namespace", b"")
         self._opaque: dict[int, frozenset[str]] = {}
-        # Ids stay valid only while their objects live, temporary states included.
         self._kept: list[Any] = []
+        if namespace is not None:
+            self._done[id(namespace)] = _hash(b"namespace")
 
     def digest(self, obj: Any) -> str:
-        node = None if type(obj) in ATOMS else _expand(obj)
+        if type(obj) in ATOMS:
+            return _hash_atom(obj).hex()
+        node = _expand(obj)
         if isinstance(node, Opaque):
             return f"opaque:{node.type_name}"
         key = self._visit(obj)
@@ -72,59 +93,76 @@ class _Hasher:
         return key.hex() + (f"+opaque:{','.join(sorted(opaque))}" if opaque else "")
 
     def _visit(self, root: Any) -> bytes:
-        if type(root) in ATOMS:
-            return hash_atom(root)
+        """Hash `root` and all below it: Tarjan's search for components, without recursion."""
         if (known := self._done.get(id(root))) is not None:
             return known
         self._kept.append(root)
         open_: dict[int, _Frame] = {}
         component: list[_Frame] = []
-        frames = [self._enter(root, open_, component)]
+        frames: list[_Frame] = []
+        self._enter(root, open_, component, frames, 0)
         while frames:
             frame = frames[-1]
-            children = frame.node.children
-            while frame.position < len(children):
-                child = children[frame.position]
+            if frame.position < len(frame.children):
+                child = frame.children[frame.position]
                 frame.position += 1
-                if type(child) in ATOMS:
-                    frame.references.append(hash_atom(child))
-                    continue
                 identity = id(child)
-                known = self._done.get(identity)
-                if known is not None:
-                    frame.references.append(known)
-                    if identity in self._opaque:
-                        self._taint(frame.identity, self._opaque[identity])
-                    continue
-                frame.references.append(identity)
-                if (other := open_.get(identity)) is not None:
-                    frame.low = min(frame.low, other.number)
-                    continue
-                frames.append(self._enter(child, open_, component))
-                break
-            else:
-                frames.pop()
-                if frames:
-                    frames[-1].low = min(frames[-1].low, frame.low)
-                if frame.low == frame.number:
-                    at = component.index(frame) if component[-1] is not frame else -1
-                    members = component[at:]
-                    del component[at:]
-                    self._close(members, open_)
-                if frames and frame.identity in self._opaque:
+                if identity not in self._done:
+                    if (other := open_.get(identity)) is not None:
+                        frame.low = min(frame.low, other.number)
+                    elif self._enter(child, open_, component, frames, frame.made):
+                        frame.references.append(identity)
+                        continue
+                frame.references.append(self._done.get(identity, identity))
+                if identity in self._opaque:
+                    self._taint(frame.identity, self._opaque[identity])
+                continue
+            frames.pop()
+            if frame.low == frame.number:
+                # Numbers are places in `component`.
+                members = component[frame.number :]
+                del component[frame.number :]
+                self._close(members, open_)
+            if frames:
+                frames[-1].low = min(frames[-1].low, frame.low)
+                if frame.identity in self._opaque:
                     self._taint(frames[-1].identity, self._opaque[frame.identity])
         return self._done[id(root)]
 
-    def _enter(self, obj: Any, open_: dict[int, _Frame], component: list[_Frame]) -> _Frame:
-        node = _expand(obj)
+    def _enter(
+        self,
+        obj: Any,
+        open_: dict[int, _Frame],
+        component: list[_Frame],
+        frames: list[_Frame],
+        made: int,
+    ) -> bool:
+        """Hash `obj` at once if nothing is below it, or open a frame for it and return true."""
+        node = _expand(obj) if made < _MAX_MADE else Opaque(type_name(obj))
+        identity = id(obj)
         if isinstance(node, Opaque):
-            self._taint(id(obj), frozenset({node.type_name}))
+            self._taint(identity, frozenset({node.type_name}))
             node = Node(b"opaque " + node.type_name.encode())
-        self._kept.append(node.children)
-        frame = _Frame(id(obj), len(open_), node)
-        open_[frame.identity] = frame
+        if not node.children:
+            self._done[identity] = _hash(node.head)
+            return False
+        children: list[Any] = node.children
+        frame = _Frame(identity, len(component), node.head, node, made + node.made)
+        if node.unordered:
+            frame.references += [_hash_atom(c) for c in children if type(c) in ATOMS]
+        elif not ATOMS.isdisjoint(map(type, children)):
+            # All atoms at once, with a mark for each other child.
+            packed = marshal.dumps([c if type(c) in ATOMS else ... for c in children], 2)
+            frame.head = len(node.head).to_bytes(8, "little") + node.head + packed
+        frame.children = [c for c in children if type(c) not in ATOMS]
+        if not frame.children:
+            self._done[identity] = _combine(frame, cast("list[bytes]", frame.references))
+            return False
+        self._kept.append(frame.children)
+        open_[identity] = frame
         component.append(frame)
-        return frame
+        frames.append(frame)
+        return True
 
     def _taint(self, identity: int, types: frozenset[str]) -> None:
         self._opaque[identity] = self._opaque.get(identity, frozenset()) | types
@@ -136,7 +174,7 @@ class _Hasher:
         if len(members) == 1 and members[0].identity not in members[0].references:
             frame = members[0]
             references = [r if isinstance(r, bytes) else self._done[r] for r in frame.references]
-            self._done[frame.identity] = _combine(frame.node, references)
+            self._done[frame.identity] = _combine(frame, references)
             return
         inside = {frame.identity for frame in members}
         for frame in members:
@@ -144,12 +182,12 @@ class _Hasher:
                 r if isinstance(r, bytes) or r in inside else self._done[r]
                 for r in frame.references
             ]
-        colours = {frame.identity: frame.node.head for frame in members}
+        colours = {frame.identity: frame.head for frame in members}
         distinct = 0
         for _ in range(_MAX_ROUNDS):
             colours = {
                 frame.identity: _combine(
-                    frame.node,
+                    frame,
                     [r if isinstance(r, bytes) else colours[r] for r in frame.references],
                 )
                 for frame in members
@@ -173,20 +211,18 @@ def _expand(obj: Any) -> Node | Opaque:
         return Opaque(type_name(obj))
 
 
-def hash_atom(value: Any) -> bytes:
-    """Return the hash of a number, text, bytes or ``None``."""
-    # Version 2 writes floats in binary and neither references nor interning.
+def _hash_atom(value: Any) -> bytes:
+    # Version 2 of marshal writes floats in binary and neither references nor interning.
     return _hash(b"atom", marshal.dumps(value, 2))
 
 
-def _combine(node: Node, references: list[bytes]) -> bytes:
-    if node.unordered:
+def _combine(frame: _Frame, references: list[bytes]) -> bytes:
+    if frame.unordered:
         references = sorted(references)
-    return _hash(node.head, b"".join(references))
+    return _hash(frame.head, b"".join(references))
 
 
-def _hash(head: bytes, data: bytes) -> bytes:
-    hasher = blake2b(len(head).to_bytes(8, "little"), digest_size=DIGEST_BYTES)
-    hasher.update(head)
+def _hash(head: bytes, data: bytes = b"") -> bytes:
+    hasher = blake2b(len(head).to_bytes(8, "little") + head, digest_size=DIGEST_BYTES)
     hasher.update(data)
     return hasher.digest()

@@ -31,6 +31,8 @@ class Node:
     head: bytes
     children: list[Any] = field(default_factory=list)
     unordered: bool = False
+    made: bool = False
+    """Whether its children were made for the occasion, by ``__reduce__`` or ``__getstate__``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +165,13 @@ def _instance(obj: Any) -> Node | Opaque:
     own_state = getattr(kind, "__getstate__", None)
     if own_state is not None and own_state is not getattr(object, "__getstate__", None):
         state = obj.__getstate__()
-        return Node(b"state", [kind, _Sorted(state) if _named(state) else state, *_content(obj)])
+        children = [kind, _Sorted(state) if _named(state) else state, *_content(obj)]
+        return Node(b"state", children, made=True)
     reduce = copyreg.dispatch_table.get(kind)
     plain = all(getattr(kind, n) is getattr(object, n) for n in ("__reduce_ex__", "__reduce__"))
     if reduce is None and plain and (_from_python(kind) or isinstance(obj, (dict, list, tuple))):
-        return Node(b"instance", [kind, _Sorted(_attributes(obj)), *_content(obj)])
+        attributes = [part for item in sorted(_attributes(obj).items()) for part in item]
+        return Node(b"instance", [kind, len(attributes), *attributes, *_content(obj)])
     value = reduce(obj) if reduce is not None else obj.__reduce_ex__(4)
     if isinstance(value, str):
         return Node(f"name {kind.__module__}.{value}".encode())
@@ -175,7 +179,7 @@ def _instance(obj: Any) -> Node | Opaque:
     state, items, pairs = [*rest, None, None, None][:3]
     parts = [_Sorted(state) if _named(state) else state]
     parts += [None if part is None else list(part) for part in (items, pairs)]
-    return Node(b"reduced", [function, arguments, *parts])
+    return Node(b"reduced", [function, arguments, *parts], made=True)
 
 
 def _named(state: Any) -> bool:

@@ -32,9 +32,8 @@ def find_handler(kind: type) -> Handler | None:
         return functools.partial(_refuse, reason)
     if (numpy := loaded("numpy")) is not None and kind is numpy.ndarray:
         return reduce_array
-    if kind.__module__ == "pandas._libs.internals" and kind.__name__.endswith("Block"):
-        return reduce_pandas_block
-    if kind.__module__.startswith("pandas.core.internals") and kind.__name__.endswith("Block"):
+    module = kind.__module__ if isinstance(kind.__module__, str) else ""
+    if module.startswith(_PANDAS_INTERNALS) and kind.__name__.endswith("Block"):
         return reduce_pandas_block
     if (torch := loaded("torch")) is not None:
         if issubclass(kind, torch.Tensor):
@@ -51,7 +50,7 @@ def find_handler(kind: type) -> Handler | None:
         return lambda pickler, obj: (Rebuild.shell, ())
     if _inherits(kind, "io", "TextIOBase") or kind.__name__ == "OutStream":
         return _reduce_stream
-    if kind.__module__ == "dataclasses":
+    if module == "dataclasses":
         return _reduce_sentinel
     return None
 
@@ -91,6 +90,7 @@ _REFUSED = (
     ("comm.base_comm", "BaseComm", "an open comm belongs to its kernel"),
     ("zmq", "Socket", "an open socket lives in its process; connect again"),
 )
+_PANDAS_INTERNALS = ("pandas._libs.internals", "pandas.core.internals")
 _MEMORY_FILES = (io.BytesIO, io.StringIO)
 
 

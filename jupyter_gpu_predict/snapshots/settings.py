@@ -134,8 +134,9 @@ def _apply_matplotlib(state: dict[str, Any]) -> None:
     import matplotlib as mpl
 
     mpl.rcParams.update(state["changed"])
-    if state["backend"] is not None and mpl.rcParams._get("backend") != state["backend"]:
-        mpl.use(state["backend"])
+    backend = state["backend"]
+    if backend is not None and dict.__getitem__(mpl.rcParams, "backend") != backend:
+        mpl.use(backend)
 
 
 def _capture_torch(torch: Any) -> dict[str, Any]:

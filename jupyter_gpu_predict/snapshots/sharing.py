@@ -6,8 +6,9 @@ import enum
 import io
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from .deep import call_deep
@@ -120,25 +121,20 @@ def _dump(
             pickler.dump(value)
         return pickler, file
 
-    attempts: tuple[Callable[[], tuple[SnapshotPickler, io.BytesIO]], ...] = (
-        lambda: attempt(False),
-        lambda: call_deep(lambda: attempt(False)),
-        lambda: attempt(True),
-        lambda: call_deep(lambda: attempt(True)),
-    )
-    last: Exception | None = None
-    for index, way in enumerate(attempts):
-        if index % 2 == 1 and not isinstance(last, RecursionError):
-            continue
+    for careful in (False, True):
+        once = partial(attempt, careful)
         try:
-            return way()
+            try:
+                return once()
+            except RecursionError:
+                return call_deep(once)
         except CannotSave:
             raise
+        except RecursionError as error:
+            reason = "its objects are nested too deeply to be followed"
+            raise CannotSave(values[-1], reason) from error
         except Exception as error:
-            last = error
-    reason = f"{type(last).__name__}: {last}"
-    if isinstance(last, RecursionError):
-        reason = "its objects are nested too deeply to be followed"
+            reason = f"{type(error).__name__}: {error}"
     raise CannotSave(values[-1], reason)
 
 
@@ -283,7 +279,9 @@ def _write_group(
 ) -> None:
     if len(keys) == 1:
         one = passes[keys[0]]
-        plan.groups.append(Group(keys, one.file.getbuffer(), sorted(one.pickler.used_buffers)))
+        plan.groups.append(
+            Group(keys, memoryview(one.file.getvalue()), sorted(one.pickler.used_buffers))
+        )
         return
     # Classes first: what shares objects with them may need them whole.
     keys = sorted(keys, key=lambda key: key[0] != "class")
@@ -297,7 +295,7 @@ def _write_group(
             plan.failures[culprit] = Failure(str(error), path)
             keys = [key for key in keys if key != culprit]
             continue
-        plan.groups.append(Group(keys, file.getbuffer(), sorted(pickler.used_buffers)))
+        plan.groups.append(Group(keys, memoryview(file.getvalue()), sorted(pickler.used_buffers)))
         return
 
 

@@ -64,6 +64,7 @@ class Database:
         self._lock_timeout_s = lock_timeout_s
         # SQLite waits for locks by sleeping; threads of one process queue here instead.
         self._write_lock = threading.Lock()
+        self._joined = threading.local()
         self._closed = False
         try:
             self._open()
@@ -99,8 +100,25 @@ class Database:
         StoreError
             If the database cannot be written; its former state stays.
         """
+        if (joined := getattr(self._joined, "connection", None)) is not None:
+            return work(joined)
         with self._write_lock:
             return self._patiently(lambda: _transaction(self._writer, work))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Carry out all that `work` writes in this thread in one transaction, wholly or not at all.
+
+        While another process holds the lock, `work` is called again.
+        """
+
+        def join(connection: Connection) -> T:
+            self._joined.connection = connection
+            try:
+                return work()
+            finally:
+                del self._joined.connection
+
+        return self.write(join)
 
     def _patiently(self, step: Callable[[], T]) -> T:
         if self._closed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -69,6 +69,13 @@ class Store(TraceStore):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def together(self, work: Callable[[], None]) -> None:
+        """Carry out all that `work` writes in this thread in one transaction, wholly or not at all.
+
+        `work` may be called more than once.
+        """
+        self._database.together(work)
 
     # ------------------------------------------------------------------ traces
 

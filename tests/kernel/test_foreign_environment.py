@@ -97,7 +97,9 @@ def test_the_agent_is_there_and_leaves_no_trace(
     kernel = kernels[name]
 
     async def scenario() -> None:
-        prefix = await bench.say(kernel, "import sys; print(sys.prefix, sys.prefix in sys.path[-1])")
+        prefix = await bench.say(
+            kernel, "import sys; print(sys.prefix, sys.prefix in sys.path[-1])"
+        )
         assert "elsewhere True" in prefix
         assert sys.prefix not in prefix
         model = await bench.model(kernel)

@@ -132,9 +132,7 @@ def test_user_expressions_of_a_cell_without_code_do_not_wait_for_memory(
 
 
 @pytest.mark.parametrize("code", ["%gpu need 60MiB\nran = = 1", "%gpu need 60\nran = 1"])
-def test_what_cannot_run_does_not_wait(
-    bench: Bench, waiter: Notebook, run: Any, code: str
-) -> None:
+def test_what_cannot_run_does_not_wait(bench: Bench, waiter: Notebook, run: Any, code: str) -> None:
     async def scenario() -> None:
         done = await waiter.run(code)
         assert done.reply is not None
@@ -144,9 +142,7 @@ def test_what_cannot_run_does_not_wait(
     run(scenario())
 
 
-def test_more_than_any_gpu_has_is_refused_at_once(
-    bench: Bench, waiter: Notebook, run: Any
-) -> None:
+def test_more_than_any_gpu_has_is_refused_at_once(bench: Bench, waiter: Notebook, run: Any) -> None:
     async def scenario() -> None:
         why = refusal(await waiter.run("%gpu need 200MiB\nran = 1"))
         assert "200 MiB" in why

@@ -67,9 +67,7 @@ async def by_async_cell(notebook: Notebook) -> float:
 
 async def by_silent_cell(notebook: Notebook) -> float:
     await notebook.run("t.add_(1)", silent=True, store_history=False)
-    return expressed(
-        await notebook.run("", silent=True, user_expressions={"s": "float(t.sum())"})
-    )
+    return expressed(await notebook.run("", silent=True, user_expressions={"s": "float(t.sum())"}))
 
 
 async def by_user_expression(notebook: Notebook) -> float:
@@ -120,9 +118,7 @@ async def by_subshell(notebook: Notebook) -> float:
     done = await notebook.send("execute_request", content, subshell_id=subshell)
     await notebook.finish(done)
     await notebook.finish(
-        await notebook.send(
-            "delete_subshell_request", {"subshell_id": subshell}, channel="control"
-        )
+        await notebook.send("delete_subshell_request", {"subshell_id": subshell}, channel="control")
     )
     return printed(done)
 

@@ -136,9 +136,7 @@ polling.set_name("poller")
     run(scenario())
 
 
-def test_an_exported_tensor_is_left_and_named(
-    bench: Bench, notebook: Notebook, run: Any
-) -> None:
+def test_an_exported_tensor_is_left_and_named(bench: Bench, notebook: Notebook, run: Any) -> None:
     code = """
 import numpy as np
 given = torch.ones(4 << 20, dtype=torch.uint8)

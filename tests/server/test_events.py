@@ -39,7 +39,7 @@ async def subscribed(server: TestServer) -> AsyncIterator[list[dict[str, Any]]]:
     async def read() -> None:
         while (raw := await socket.read_message()) is not None:
             event = json.loads(raw)
-            if event["__schema__"] == SCHEMA_ID:
+            if event["schema_id"] == SCHEMA_ID:
                 events.append(event)
 
     reader = asyncio.ensure_future(read())
@@ -47,7 +47,7 @@ async def subscribed(server: TestServer) -> AsyncIterator[list[dict[str, Any]]]:
         yield events
     finally:
         socket.close()
-        await asyncio.wait([reader], timeout=10)
+        await asyncio.wait_for(reader, 10)
 
 
 async def metrics(server: TestServer) -> dict[tuple[str, frozenset[Any]], float]:
@@ -137,9 +137,17 @@ def test_metrics_show_memory_leases_risk_and_what_happened(
     run(look())
 
 
-def test_the_risk_of_a_gpu_is_told_and_shown(server: TestServer, run: Run[Any]) -> None:
+@pytest.fixture
+def gpu(server: TestServer, run: Run[Any]) -> Iterator[str]:
+    """A GPU that is sound again afterwards."""
+    gpu = "SIM-GPU-1"
+    yield gpu
+    run(server.post(f"{API}/gpus/{gpu}/health", {"ecc_uncontained": 0}))
+    run(server.post(f"{API}/gpus/{gpu}/uncordon"))
+
+
+def test_the_risk_of_a_gpu_is_told_and_shown(server: TestServer, run: Run[Any], gpu: str) -> None:
     async def look() -> None:
-        gpu = "SIM-GPU-1"
         async with subscribed(server) as events:
             await server.post(f"{API}/gpus/{gpu}/health", {"ecc_uncontained": 1})
 

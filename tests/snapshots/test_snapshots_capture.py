@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,6 @@ from hypothesis import strategies as st
 
 from jupyter_gpu_predict.snapshots import Tombstone, TombstoneError, digest
 from jupyter_gpu_predict.snapshots import restore as restore_snapshot
-from jupyter_gpu_predict.snapshots.restore import _load
 
 shared_values = st.recursive(
     st.integers() | st.text(max_size=5) | st.floats(allow_nan=False),
@@ -67,7 +68,7 @@ def test_tombstone_says_what_it_was_when_used(save, load):
     assert isinstance(stone._repr_html_() if hasattr(stone, "_repr_html_") else "", str)
     uses = (next, list, len, bool, int, str, lambda s: s + 1, lambda s: s.send(None), lambda s: s())
     for use in (*uses, lambda s: s[0], lambda s: setattr(s, "a", 1), lambda s: s == 1):
-        with pytest.raises(TombstoneError, match="'gen' was a generator.*Run the cell"):
+        with pytest.raises(TombstoneError, match=r"'gen' was a generator.*Run the cell"):
             use(stone)
 
 
@@ -121,7 +122,7 @@ shy = Shy()
 
 
 def test_hostile_objects_become_tombstones(save, load):
-    namespace, report = save(_EXPLOSIVE)
+    _, report = save(_EXPLOSIVE)
     status = {v.name: v.status for v in report.variables}
     assert {n for n, s in status.items() if s == "tombstone"} == {"raises", "endless", "liar"}
     restored, found = load(report.snapshot_id)
@@ -143,11 +144,14 @@ def test_recursion_without_end_says_so(save):
 def test_failed_restore_leaves_the_namespace(save, folder, monkeypatch):
     _, report = save("x = 1; y = 2")
 
+    module = sys.modules["jupyter_gpu_predict.snapshots.restore"]
+    load = module._load
+
     def broken(*arguments):
-        _load(*arguments)
+        load(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jupyter_gpu_predict.snapshots.restore._load", broken)
+    monkeypatch.setattr(module, "_load", broken)
     namespace = {"x": "old", "z": 3}
     with pytest.raises(KeyboardInterrupt):
         restore_snapshot(folder, report.snapshot_id, bytes(range(32)), namespace)
@@ -233,3 +237,31 @@ def test_modules_are_found_where_the_session_found_them(save, load, tmp_path, mo
     namespace, _ = load(report.snapshot_id)
     assert namespace["helper"]() == 5
     assert sys.path == path
+
+
+_ALONE = """
+import importlib.util, json, sys
+before = set(sys.modules)
+spec = importlib.util.spec_from_file_location(
+    "jupyter_gpu_predict", sys.argv[1] + "/__init__.py", submodule_search_locations=[sys.argv[1]]
+)
+module = sys.modules["jupyter_gpu_predict"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+from jupyter_gpu_predict.snapshots import SnapshotFolder, capture, restore
+folder, space = SnapshotFolder(sys.argv[2]), {}
+x, f = [1], lambda: x
+names = dict(name="a", now_s=1.0, kernel_id="k")
+report = capture(globals(), folder, b"k" * 32, **names)
+restore(folder, report.snapshot_id, b"k" * 32, space)
+packages = {name.partition(".")[0] for name in set(sys.modules) - before}
+alien = sorted(packages - set(sys.stdlib_module_names) - {"jupyter_gpu_predict"})
+print(json.dumps([space["f"]() is space["x"], alien]))
+"""
+
+
+def test_works_alone_from_its_folder(tmp_path):
+    """As in a kernel whose environment lacks this package and everything else."""
+    package = Path(restore_snapshot.__code__.co_filename).parents[1]
+    command = [sys.executable, "-I", "-S", "-c", _ALONE, str(package), str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [True, []]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 from pathlib import Path
 
 import pytest
@@ -63,8 +63,8 @@ _ip = get_ipython()
 _restored = restore(SnapshotFolder(WORK + "/snaps"), SNAP, b"k" * 32, _ip.user_ns)
 _faults = apply_outside(_ip, _restored.extra)
 _later = [random.random(), np.random.rand(), torch.rand(1).item()]
-_r = _json.dumps([[list((v.name, v.status, v.reason)) for v in _restored.variables if v.status != "restored"],
-                  _faults, _later, _restored.not_restored])
+_other = [(v.name, v.status, v.reason) for v in _restored.variables if v.status != "restored"]
+_r = _json.dumps([_other, _faults, _later, _restored.not_restored])
 """
 _CHECKS = (
     "os.environ['MINE'] == 'set' and 'GONE' not in os.environ",
@@ -114,8 +114,6 @@ class _Kernel:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_session_goes_on_in_another_kernel(tmp_path):
-    import os
-
     environment = {**os.environ, "GONE": "1", "IPYTHONDIR": str(tmp_path / "ipython")}
     silent = {"silent": True, "store_history": False}
     first = second = None
@@ -140,7 +138,6 @@ def test_a_session_goes_on_in_another_kernel(tmp_path):
         for kernel in (first, second):
             if kernel is not None:
                 kernel.close()
-    assert sys.modules.get("IPython") is None or True
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -116,15 +116,12 @@ def slack_bytes(ledger: Ledger, entry: Entry) -> int:
     return max(0, entry.held - entry.used - ledger.settings.headroom_bytes)
 
 
-def suspendable(entry: Entry, priority: int) -> bool:
-    """Return whether a bound kernel without a running cell may be suspended, grace period apart."""
+def _suspendable(entry: Entry, priority: int) -> bool:
+    """Return whether a kernel that runs no cell may be suspended, its grace period apart."""
     kernel = entry.kernel
     return (
         entry.state is LeaseState.BOUND
         and entry.held > 0
-        and not entry.settled
-        and not entry.moving
-        and not entry.running
         and not kernel.pinned
         and kernel.keep_reason is None
         and kernel.has_agent
@@ -203,7 +200,7 @@ def _steps(ledger: Ledger, uuid: str, stage: Stage, wish: Wish) -> Iterator[Step
     if stage is Stage.RESERVATION:
         eligible = [e for e in others if e.idle and _reservation_yields(ledger, e, wish)]
     elif stage is Stage.IDLE:
-        eligible = [e for e in others if e.idle and suspendable(e, wish.priority)]
+        eligible = [e for e in others if e.idle and _suspendable(e, wish.priority)]
         eligible = [e for e in eligible if not ledger.in_grace(e)]
     else:
         eligible = [e for e in others if _waits_behind(ledger, e, wish)]
@@ -245,7 +242,7 @@ def _waits_behind(ledger: Ledger, entry: Entry, wish: Wish) -> bool:
         return False
     if entry.state is LeaseState.RESERVED:
         return entry.held > 0 and entry.kernel.priority <= wish.priority
-    return suspendable(entry, wish.priority)
+    return _suspendable(entry, wish.priority)
 
 
 def _without_redundant(ledger: Ledger, steps: list[Step], spare: int) -> list[Step]:

@@ -267,6 +267,12 @@ def test_a_waiting_kernel_is_suspended_only_for_an_earlier_claim_and_only_as_a_l
     assert not of(plan, Reclaim)
 
 
+def test_a_waiting_kernel_is_not_suspended_for_a_later_claim():
+    kernels = [bound("pinned", "G0", 300, pinned=True), waiting(bound("early", "G0", 100)), NEW]
+    claims = [claim("early", 400, made_s=800.0), claim("new", 150, made_s=900.0)]
+    assert kinds(plan_for([gpu(0)], kernels, claims)) == ["Queue", "Queue"]
+
+
 def test_a_movable_kernel_moves_when_its_own_gpu_has_no_way():
     kernels = [
         bound("busy", "G0", 400, busy=True),

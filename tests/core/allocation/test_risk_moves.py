@@ -137,3 +137,12 @@ def test_a_warning_is_answered_by_a_snapshot_now_and_then(last_s, expected):
     kernels = [bound("a", "G0", 100, last_snapshot_s=last_s)]
     plan = decide(view([gpu(0, risk=RiskLevel.WARNING)], kernels))
     assert kinds(plan) == ["TakeSnapshot"] * expected
+
+
+def test_what_one_move_will_need_is_not_promised_to_the_next():
+    kernels = [bound("a", "G0", 300, last_used_s=10.0), bound("b", "G0", 200, last_used_s=20.0)]
+    plan = decide(view([CORDONED, gpu(1, 400)], kernels))
+    assert [(type(a), a.kernel_id) for a in plan.actions] == [(Migrate, "a"), (TakeSnapshot, "b")]
+    claims = [claim("new", 200)]
+    plan = decide(view([CORDONED, gpu(1, 400)], kernels[:1], claims))
+    assert kinds(plan) == ["Migrate", "Queue"]
