@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 from jupyter_gpu_predict.demo.client import API, Notebook, ServerProcess
 
@@ -66,10 +69,25 @@ class TestServer(ServerProcess):
         return model
 
     async def stop(self, timeout_s: float = 20.0) -> None:
-        """Close the notebooks and stop."""
+        """Close the notebooks and stop.
+
+        Raises
+        ------
+        AssertionError
+            If the server does not stop by itself.
+        """
         for notebook in self._notebooks:
             await notebook.close()
-        await super().stop(timeout_s)
+        if self.process is not None and self.process.poll() is None:
+            await super().stop(timeout_s)
+            log = self.log.read_text(errors="replace")[-3000:]
+            assert self.process.returncode != -signal.SIGKILL, f"it does not stop:\n{log}"
+
+    def end_left(self) -> None:
+        """Kill the kernels that outlived a server that was killed."""
+        for process in psutil.process_iter(["cmdline"]):
+            if any(str(self.folder) in part for part in process.info["cmdline"] or ()):
+                process.kill()
 
 
 async def until(what: Callable[[], Awaitable[Any]], timeout_s: float = 60.0) -> Any:
@@ -89,8 +107,11 @@ def running(process: TestServer, run: Run[Any]) -> Iterator[TestServer]:
         run(process.ready())
         yield process
     finally:
-        run(process.stop())
-        process.kill()
+        try:
+            run(process.stop())
+        finally:
+            process.kill()
+            process.end_left()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
@@ -168,8 +167,13 @@ class ControlLoop:
 
     async def _run(self) -> None:
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), TICK_S)
+            # Before Python 3.12 `wait_for` loses a cancellation that comes together with the wake,
+            # and then the loop, and the server with it, would never stop.
+            turn = asyncio.get_running_loop().call_later(TICK_S, self.wake)
+            try:
+                await self._wake.wait()
+            finally:
+                turn.cancel()
             self._wake.clear()
             try:
                 await self.tick()

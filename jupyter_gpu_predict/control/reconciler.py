@@ -287,6 +287,7 @@ class Reconciler:
         freed = int(answer["freed_bytes"])
         record.used_bytes = int(answer["resident_bytes"])
         record.suspended_bytes = int(answer["suspended_bytes"])
+        record.kept = [(str(why), int(size)) for why, size in answer.get("kept", ())]
         record.prebound = False
         await loop.leases.suspend(kernel_id, epoch, record.used_bytes)
         loop.learned(Transfer.SUSPEND, freed, float(answer["seconds"]))
@@ -298,7 +299,7 @@ class Reconciler:
             gpu_uuid=lease.gpu_uuid,
             bytes=freed,
             resident_bytes=record.used_bytes,
-            kept=answer.get("kept", []),
+            kept=[list(kept) for kept in record.kept],
             seconds=answer["seconds"],
             for_kernel_id=for_kernel_id,
             reason=reason,

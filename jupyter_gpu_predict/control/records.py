@@ -52,6 +52,7 @@ class KernelRecord:
     target_gpu_uuid: str | None = None
     target_bytes: int = 0
     prebound: bool = False
+    kept: list[tuple[str, int]] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
     runs: deque[CellRun] = field(default_factory=lambda: deque(maxlen=500))
     samples: deque[DemandSample] = field(default_factory=lambda: deque(maxlen=2000))

@@ -22,7 +22,7 @@ UNREADABLE = "unreadable-"
 
 REMEDY = (
     "Install the NVIDIA driver (in a container: start it with the NVIDIA container toolkit), or "
-    "use simulated GPUs with devices.backend = 'simulated'."
+    "use simulated GPUs with GpuPredict.device_backend = 'simulated'."
 )
 
 
@@ -163,7 +163,7 @@ class NvmlGpus:
         self._find(uuid)
         raise ConflictError(
             f"The health of GPU {uuid!r} cannot be set ({', '.join(sorted(changes))}): it is a "
-            "real GPU. Use devices.backend = 'simulated' to script health."
+            "real GPU. Use GpuPredict.device_backend = 'simulated' to script health."
         )
 
     def environment(self, uuid: str) -> dict[str, str]:

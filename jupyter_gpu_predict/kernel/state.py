@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -48,12 +48,11 @@ def save_state(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
         If the state is to move and something of it cannot, by name.
     """
     shell = agent.shell
-    extra: Mapping[str, Any] | None = None
+    outside: dict[str, Any] | None = None
     if request.move:
         outside, refusals = capture_outside(shell, agent.environ_at_start)
         if refusals:
             raise RefusedError(_cannot_move(agent, refusals))
-        extra = {"outside": outside}
     names = set(user_names(shell))
     with _borrowed_dill(agent.config.dill_dir):
         report = capture(
@@ -65,7 +64,7 @@ def save_state(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
             kernel_id=agent.config.kernel_id,
             notebook=request.notebook,
             hidden=[n for n in shell.user_ns if n not in names],
-            extra=extra,
+            extra=outside,
         )
     if request.move:
         lost = [f"{v.name} ({v.type_name}): {v.reason}" for v in report.variables
@@ -94,9 +93,9 @@ def load_state(agent: Agent, request: RestoreRequest) -> dict[str, Any]:
             shell.user_ns,
         )
     if request.move:
-        if report.not_restored:
-            raise RefusedError(_cannot_move(agent, report.not_restored))
-        apply_outside(shell, report.extra["outside"])
+        faults = [*report.not_restored, *apply_outside(shell, report.extra)]
+        if faults:
+            raise RefusedError(_cannot_move(agent, faults))
     return {
         "snapshot_id": report.snapshot_id,
         "name": report.name,

@@ -226,7 +226,8 @@ class Api:
                 )
             except PlanOvertaken as error:
                 raise RefusedError(str(error)) from error
-            return {"freed_bytes": freed, **self.kernel(kernel_id)}
+            kept = [{"reason": why, "bytes": size} for why, size in record.kept]
+            return {"freed_bytes": freed, "kept": kept, **self.kernel(kernel_id)}
 
         return self.loop.operations.start("reclaim", kernel_id, work)
 

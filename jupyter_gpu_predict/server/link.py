@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import psutil
-from jupyter_client.session import Session
+from jupyter_client.session import DELIM, Session
 
 from .. import errors
 from ..core.model import Lease
@@ -62,8 +64,12 @@ class LinkSession:
             future.set_result(message["content"])
 
     def _on_iopub(self, frames: list[bytes]) -> None:
-        message = self._decode(frames)
-        self._on_notice(message["header"]["msg_type"], message["content"])
+        # Two of these come with every cell, so only what is used of them is unpacked.
+        start = frames.index(DELIM)
+        signature, content = frames[start + 1], frames[start + 5]
+        if not hmac.compare_digest(signature, self.session.sign(frames[start + 2 : start + 6])):
+            raise KernelLinkError("a notice with a wrong signature came in on iopub")
+        self._on_notice(frames[0].removeprefix(m.TOPIC).decode(), json.loads(content))
 
     async def ask(
         self, stream: Any, msg_type: str, content: dict[str, Any], timeout_s: float

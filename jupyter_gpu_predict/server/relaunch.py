@@ -14,7 +14,7 @@ from ..core.allocation.capacity import takes_new_leases
 from ..core.migration.machine import request
 from ..core.model import Lease, LeaseState, Rung
 from ..core.sizes import format_bytes
-from ..errors import ConflictError, UnsatisfiableError
+from ..errors import ConflictError, SnapshotError, UnsatisfiableError
 from ..kernel import messages as m
 from ..snapshots.folder import SnapshotFolder
 from .fleet import Fleet
@@ -101,8 +101,10 @@ class Relauncher:
 
     def describe_snapshot(self, snapshot_id: str) -> dict[str, Any]:
         """Return one snapshot with its variables."""
+        summary = next((m for m in self.catalogue() if m["id"] == snapshot_id), None)
+        if summary is None:
+            raise SnapshotError(f"snapshot {snapshot_id!r} is damaged and cannot be read; delete it")
         manifest = self.folder.read(snapshot_id)["manifest"]
-        summary = next(m for m in self.catalogue() if m["id"] == snapshot_id)
         return {**summary, "python": manifest["python"], "variables": manifest["variables"]}
 
     async def _capture(

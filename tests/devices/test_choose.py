@@ -44,7 +44,7 @@ def test_simulated_gpus_where_none_does_and_the_reason_is_told(nvml: Any) -> Non
     refused = nvml.ask(do="choose", backend="nvml")
     assert refused["error"] == "device"
     assert "Driver Not Loaded" in refused["message"]
-    assert "devices.backend = 'simulated'" in refused["message"]
+    assert "GpuPredict.device_backend = 'simulated'" in refused["message"]
 
 
 def test_a_driver_without_gpus_is_no_choice(nvml: Any) -> None:

@@ -20,7 +20,10 @@ TOTAL = "print(int(t.sum()))"
 
 @pytest.fixture(scope="module")
 def server_options() -> dict[str, object]:
-    return {"GpuPredict.prebind": False}
+    return {
+        "GpuPredict.prebind": False,
+        "ZMQChannelsWebsocketConnection.iopub_data_rate_limit": 1e12,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def test_a_hundred_megabytes_of_output(bench: Bench, notebook: Notebook, run: An
     async def scenario() -> None:
         done = await notebook.run("print('x' * 100_000_000)")
         assert done.status == "ok"
-        assert len(done.text) == 100_000_001
+        assert len(done.text) == 100_000_001, done.text[:300]
         await assert_goes_on(bench, notebook)
 
     run(scenario())
@@ -84,7 +87,7 @@ def test_a_fork_in_a_cell(bench: Bench, notebook: Notebook, run: Any) -> None:
 import multiprocessing as mp, os
 pid = os.fork()
 if pid == 0:
-    os._exit(int(t.sum()) != 8 << 20)
+    os._exit(int(t[0]) != 1)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 with mp.get_context("fork").Pool(1) as pool:
     print(pool.map(abs, [-1]))

@@ -37,6 +37,8 @@ def test_a_killed_servers_kernels_are_taken_over(folder: Path) -> None:
         await until(lambda: _suspended(first, notebook))
         before = await first.kernel(notebook)
         dead_pid = (await first.kernel(gone))["pid"]
+        await notebook.close()
+        await gone.close()
         first.kill()
         os.kill(dead_pid, 9)
 

@@ -97,7 +97,10 @@ def test_training_goes_on_bit_by_bit_as_without_a_move(
 ) -> None:
     async def story() -> tuple[str, str]:
         twin = await server.opened("twin.ipynb", STATE)
-        # What ran in the moved kernel since takes no random numbers.
+        # A second tab makes any ipykernel draw a random number when it connects.
+        second = Notebook(server, twin.kernel_id)
+        await second.connect()
+        await second.close()
         await twin.run("counter.add(2)")
         code = "[step() for _ in range(3)], float(weights.double().sum()), random.random()"
         texts = (await trained.run(code)).text, (await twin.run(code)).text

@@ -95,7 +95,7 @@ def test_subscribers_hear_of_cells_grants_reclaims_and_pins_in_order(
             granted = heard("bound")
             assert (granted[0]["bytes"], granted[0]["origin"]) == (2 * HELD, "rest")
             assert granted[0]["reason"]
-            assert heard("cell_run")[0]["peak_bytes"] >= HELD
+            assert max(e["peak_bytes"] for e in heard("cell_run")) >= HELD
             assert {e["outcome"] for e in heard("cell_run")} == {"ok"}
             assert len(heard("pinned")) == len(heard("unpinned")) == 1
             kinds = [e["kind"] for e in events if e.get("kernel_id") == notebook.kernel_id]

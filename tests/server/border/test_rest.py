@@ -178,6 +178,29 @@ def test_an_altered_snapshot_is_refused_and_nothing_of_it_arrives(
     run(look())
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"manifest": {"name": 3}}'])
+def test_a_damaged_snapshot_is_named_and_can_be_deleted(
+    server: TestServer, run: Run[Any], notebook: Notebook, content: str
+) -> None:
+    async def look() -> None:
+        taken = await server.do(notebook, "snapshot", {"name": "damaged"})
+        snapshot_id = taken["result"]["snapshot_id"]
+        (file,) = server.folder.rglob(f"{snapshot_id}.json")
+        file.write_text(content)
+        status, model = await server.request("GET", f"{API}/snapshots/{snapshot_id}")
+        assert (status, model["reason"]) == (500, "snapshot")
+        assert snapshot_id in model["message"]
+        assert snapshot_id not in {s["id"] for s in await server.get(f"{API}/snapshots")}
+        refused = await server.do(notebook, "restore", {"snapshot": snapshot_id})
+        assert (refused["state"], refused["status"] >= 400) == ("failed", True)
+        assert refused["code"] in {"snapshot", "snapshot_refused"}
+        assert (await notebook.run("print(kept)")).text == "{'a': [1, 2, 3]}\n"
+        status, _ = await server.request("DELETE", f"{API}/snapshots/{snapshot_id}")
+        assert status == 204
+
+    run(look())
+
+
 def test_of_two_migrations_at_once_one_is_refused_and_the_other_moves_the_kernel(
     server: TestServer, run: Run[Any], notebook: Notebook
 ) -> None:
