@@ -27,7 +27,7 @@ from jupyter_gpu_predict.demo.client import Notebook, ServerProcess
 
 CELL = "1 + 1"
 TENSORS = "import torch; kept = [torch.zeros(8) for _ in range(10_000)]"
-WARM_UP = 30
+WARM_UP = 20
 LIMITS_MS = {"cell": 1.0, "start": 150.0}
 PLAIN, AGENT = "plain", "with agent"
 
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer cells and starts")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows to PATH")
     arguments = parser.parse_args()
-    cells, starts = (200, 4) if arguments.quick else (1000, 9)
+    cells, starts = (100, 3) if arguments.quick else (1000, 9)
     rows = asyncio.run(run(cells, starts))
     show(rows)
     if arguments.json is not None:

@@ -10,6 +10,9 @@ from typing import Any
 
 from ..errors import ConflictError, GpuPredictError, NotFoundError
 
+WAITING = frozenset({"claim", "bind"})
+"""Kinds that only wait for memory: they stand in no other's way."""
+
 
 @dataclass
 class Operation:
@@ -43,7 +46,11 @@ class Operations:
     def running_on(self, kernel_id: str) -> Operation | None:
         """Return the operation that works on `kernel_id` now."""
         for operation in self._all.values():
-            if operation.kernel_id == kernel_id and operation.state == "running":
+            if (
+                operation.kernel_id == kernel_id
+                and operation.state == "running"
+                and (operation.kind not in WAITING)
+            ):
                 return operation
         return None
 
@@ -60,7 +67,8 @@ class Operations:
         ConflictError
             If another operation works on the same kernel.
         """
-        if (other := self.running_on(kernel_id)) is not None:
+        other = None if kind in WAITING else self.running_on(kernel_id)
+        if other is not None:
             raise ConflictError(
                 f"kernel {kernel_id}: {other.kind} {other.id} is under way; "
                 f"wait for it (operations/{other.id}) before another {kind}"

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..errors import GpuPredictError
+from .facts import Facts
 from .job import Job
 from .timeline import Timeline
 
@@ -40,6 +42,13 @@ def find_notebooks() -> list[Path]:
     raise GpuPredictError("the example notebooks are not installed; run the demo from a clone")
 
 
+async def _interruptibly(job: Job) -> Facts:
+    """Run the job; a SIGTERM ends it as Ctrl-C does, with its server and kernels."""
+    task = asyncio.ensure_future(job.run())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; 0 if every kernel's state equals a plain run's and nothing was lost."""
     parser = argparse.ArgumentParser(
@@ -53,8 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Timeline(console) as timeline:
             timeline.say("two simulated GPUs of 512 MiB: no real GPU is used or needed")
-            facts = asyncio.run(Job(folder, find_notebooks(), timeline).run())
+            facts = asyncio.run(_interruptibly(Job(folder, find_notebooks(), timeline)))
         timeline.table(facts)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        console.print("The demo was stopped.", style="bright_red")
+        return 130
     except GpuPredictError as error:
         console.print(f"The demo could not run: {error}", style="bright_red", markup=False)
         return 1

@@ -32,8 +32,11 @@ OPTIONS = {
     "GpuPredict.grace_period_s": 1.0,
     "ServerApp.jpserver_extensions": "{'jupyter_gpu_predict': True, 'jupyterlab': False}",
 }
-READING_S = (0.2, 1.5)
+READING_S = (0.1, 0.8)
 """A person's pause between two cells; shortened, so that the job fits two minutes."""
+
+THINKING_S = (4.0, 8.0)
+"""A longer pause, at every fourth cell: somebody looks at a result."""
 
 SECOND_USER = "train_transformer.ipynb"
 """Opened twice, by two people, so that together they want more than both GPUs have."""
@@ -122,14 +125,15 @@ class Job:
 
     async def _work(self, desk: Desk, seed: int) -> None:
         pauses = random.Random(seed)  # noqa: S311 - a person's pauses are no secret
-        for code in desk.notebook.cells:
+        for number, code in enumerate(desk.notebook.cells, 1):
             execution = await desk.tab.run(code, timeout_s=180.0)
             desk.outcome.outputs.append(execution.outputs)
             if execution.status != "ok":
                 desk.outcome.failed.append(code)
                 self.faults.append(f"{desk.path}: a cell failed: {execution.text[-300:]}")
             self.cells_done += 1
-            await asyncio.sleep(pauses.uniform(*READING_S))
+            thinks = (number + seed) % 4 == 0
+            await asyncio.sleep(pauses.uniform(*(THINKING_S if thinks else READING_S)))
         await self._look(desk)
         await self._shut_down(desk)
 

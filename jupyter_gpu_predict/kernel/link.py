@@ -15,6 +15,24 @@ Answer = dict[str, Any]
 Handler = Callable[[Any], "Answer | Awaitable[Answer]"]
 
 
+class Prompt:
+    """Work that is only good if the shell can begin it soon; else `refusal` is the answer."""
+
+    def __init__(self, work: Any, within_s: float, refusal: GpuPredictError) -> None:
+        self.work = work
+        self.within_s = within_s
+        self.refusal = refusal
+        self._decided = threading.Lock()
+
+    def begin(self) -> bool:
+        """Claim the work for the shell; false if it was given up."""
+        return self._decided.acquire(blocking=False)
+
+    def abandon(self) -> bool:
+        """Give it up; false if it has begun."""
+        return self._decided.acquire(blocking=False)
+
+
 class KernelLink:
     """Sends notices and answers requests for one ipykernel.
 
@@ -59,27 +77,40 @@ class KernelLink:
             except GpuPredictError as error:
                 reply(_failure(error))
                 return
-            if not isinstance(outcome, dict):
-                control_loop = asyncio.get_running_loop()
-                task = asyncio.run_coroutine_threadsafe(
-                    _settle(outcome), self.kernel.io_loop.asyncio_loop
-                )
-                self._tasks.add(task)
-
-                def done(finished: Any) -> None:
-                    self._tasks.discard(finished)
-                    content = (
-                        _failure(KernelLinkError("the kernel is shutting down"))
-                        if finished.cancelled()
-                        else finished.result()
-                    )
-                    control_loop.call_soon_threadsafe(reply, content)
-
-                task.add_done_callback(done)
-            else:
+            if isinstance(outcome, dict):
                 reply(outcome)
+            else:
+                self._later(outcome, reply)
 
         self.kernel.control_handlers[request.msg_type] = dispatch
+
+    def _later(self, work: Any, reply: Callable[[Answer], Any]) -> None:
+        """Run `work` on the shell's loop and reply when it is done."""
+        control_loop = asyncio.get_running_loop()
+        answer = control_loop.create_future()
+        answer.add_done_callback(lambda future: reply(future.result()))
+
+        def settle(content: Answer) -> None:
+            if not answer.done():
+                answer.set_result(content)
+
+        async def run() -> None:
+            prompt = work if isinstance(work, Prompt) else None
+            if prompt is not None and not prompt.begin():
+                prompt.work.close()
+                return
+            content = await _settle(prompt.work if prompt is not None else work)
+            control_loop.call_soon_threadsafe(settle, content)
+
+        def not_begun() -> None:
+            if work.abandon():
+                settle(_failure(work.refusal))
+
+        if isinstance(work, Prompt):
+            control_loop.call_later(work.within_s, not_begun)
+        task = asyncio.run_coroutine_threadsafe(run(), self.kernel.io_loop.asyncio_loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def call(self, method: str, params: dict[str, Any], timeout_s: float = 10.0) -> Any:
         """Ask the server something from the main thread and wait for its answer.

@@ -14,7 +14,7 @@ SCAN_SHARE = 0.1
 """A scan may cost this share of the cell that it measures; else the last known figure serves."""
 
 TRIM_BYTES = 8 << 20
-"""Rise of resident memory from which a cell's transient is worth the milliseconds of a trim."""
+"""Change of resident memory from which a cell is worth the milliseconds of a scan and a trim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,9 @@ class PeakMeter:
                 high,
                 True,
             )
-        exact = self._cost_s <= SCAN_SHARE * elapsed
+        # Whatever a short cell took or freed of any size shows in resident memory.
+        moved = max(high - self._start_rss, self._start_rss - rss) > TRIM_BYTES
+        exact = moved or self._cost_s <= SCAN_SHARE * elapsed
         if exact:
             self._scan()
         peak = max(self._start_used, self._used)

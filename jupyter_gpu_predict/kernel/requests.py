@@ -14,9 +14,14 @@ from .._version import __version__
 from ..errors import LinkTimeoutError, RefusedError
 from . import messages as m
 from .gate import Grant
+from .link import Prompt
 
 if TYPE_CHECKING:
     from .agent import Agent
+
+
+PROMPT_S = 2.0
+"""A reclaim that is not to wait is refused when a cell got in before it."""
 
 
 def register(agent: Agent) -> None:
@@ -110,7 +115,10 @@ class Requests:
         if agent.active and not request.wait:
             # Said here, because the loop where the rest runs belongs to the cell until it ends.
             raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
-        return self._reclaim(request)
+        if request.wait:
+            return self._reclaim(request)
+        busy = RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
+        return Prompt(self._reclaim(request), PROMPT_S, busy)
 
     async def _reclaim(self, request: m.ReclaimRequest) -> dict[str, Any]:
         agent = self.agent

@@ -68,7 +68,7 @@ def save_state(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
         )
     if request.move:
         lost = [f"{v.name} ({v.type_name}): {v.reason}" for v in report.variables
-                if v.status != "saved" or v.reason]  # fmt: skip
+                if v.status != "saved"]  # fmt: skip
         lost += report.not_saved
         if lost:
             SnapshotFolder(request.folder).delete(report.snapshot_id)
@@ -77,6 +77,7 @@ def save_state(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
         "snapshot_id": report.snapshot_id,
         "name": report.name,
         "variables": [asdict(v) for v in report.variables],
+        "notes": [f"{v.name}: {v.reason}" for v in report.variables if v.reason],
         "bytes_written": report.bytes_written,
         "seconds": report.seconds,
     }

@@ -52,6 +52,8 @@ class Move:
         self.manager = fleet.managers[record.kernel_id]
         self.folder = SnapshotFolder(fleet.paths.snapshots)
         self.standby = Standby(fleet, self.manager)
+        self.notes: list[str] = []
+        """What of the state is not quite as it was, e.g. a library's memory now held twice."""
         self._captured: dict[str, Any] | None = None
         self._holding = False
         self._undo: dict[Undo, Callable[[], Any]] = {
@@ -125,6 +127,7 @@ class Move:
             ),
             QUIET_DEADLINE_S + 300.0,
         )
+        self.notes = list(self._captured["notes"])
         self.fleet.hold(self.kernel_id)
         self._holding = True
         return self._captured

@@ -103,7 +103,9 @@ class Relauncher:
         """Return one snapshot with its variables."""
         summary = next((m for m in self.catalogue() if m["id"] == snapshot_id), None)
         if summary is None:
-            raise SnapshotError(f"snapshot {snapshot_id!r} is damaged and cannot be read; delete it")
+            raise SnapshotError(
+                f"snapshot {snapshot_id!r} is damaged and cannot be read; delete it"
+            )
         manifest = self.folder.read(snapshot_id)["manifest"]
         return {**summary, "python": manifest["python"], "variables": manifest["variables"]}
 
@@ -195,9 +197,8 @@ class Relauncher:
         }
         loop.event("migration_started", **move, gpu_uuid=lease.gpu_uuid, reason=reason)
         try:
-            pause_s = await Move(self.fleet, record, link, migration).run(
-                progress or (lambda _: None)
-            )
+            moving = Move(self.fleet, record, link, migration)
+            pause_s = await moving.run(progress or (lambda _: None))
         except BaseException as error:
             why = str(error) or type(error).__name__
             loop.event("migration_failed", **move, gpu_uuid=lease.gpu_uuid, reason=why)
@@ -206,7 +207,11 @@ class Relauncher:
             record.working = None
             record.target_gpu_uuid, record.target_bytes = None, 0
             loop.wake()
-        timing = {"seconds": time.perf_counter() - started, "pause_s": pause_s}
+        timing = {
+            "seconds": time.perf_counter() - started,
+            "pause_s": pause_s,
+            "notes": moving.notes,
+        }
         loop.event("migrated", **move, **timing, gpu_uuid=target_gpu_uuid, reason=reason)
         await asyncio.to_thread(self._remember, kernel_id)
         return {**move, **timing, "gpu_uuid": target_gpu_uuid, "rung": Rung.RELAUNCH.value}

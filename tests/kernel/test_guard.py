@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from kernel_bench import Bench, until
+from live_server import Run
 
 from jupyter_gpu_predict.demo.client import Execution, Notebook
 
@@ -36,7 +37,7 @@ def server_options() -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def notebook(bench: Bench, run: Any) -> Iterator[Notebook]:
+def notebook(bench: Bench, run: Run[Any]) -> Iterator[Notebook]:
     opened = run(bench.server.open())
     run(bench.say(opened, SETUP))
     yield opened
@@ -136,7 +137,7 @@ WAYS: dict[str, Callable[[Notebook], Awaitable[float]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_runs_code_sees_the_truth_and_brings_the_state_back(
-    bench: Bench, notebook: Notebook, run: Any, way: str
+    bench: Bench, notebook: Notebook, run: Run[Any], way: str
 ) -> None:
     async def scenario() -> None:
         before = await total(bench, notebook)
@@ -168,7 +169,7 @@ async def comm_sums(notebook: Notebook, comm_id: str, count: int) -> list[float]
 
 
 def test_comms_see_the_truth_and_bring_the_state_back(
-    bench: Bench, notebook: Notebook, run: Any
+    bench: Bench, notebook: Notebook, run: Run[Any]
 ) -> None:
     async def scenario() -> None:
         before = await total(bench, notebook)
@@ -187,7 +188,7 @@ def test_comms_see_the_truth_and_bring_the_state_back(
 
 
 def test_tab_and_shift_tab_are_answered_from_the_host_copy(
-    bench: Bench, notebook: Notebook, run: Any
+    bench: Bench, notebook: Notebook, run: Run[Any]
 ) -> None:
     async def scenario() -> None:
         before = await total(bench, notebook)
@@ -214,7 +215,7 @@ def test_tab_and_shift_tab_are_answered_from_the_host_copy(
 
 
 def test_where_there_is_no_room_a_comm_works_on_the_host_copy(
-    bench: Bench, notebook: Notebook, run: Any
+    bench: Bench, notebook: Notebook, run: Run[Any]
 ) -> None:
     async def scenario() -> None:
         before = await total(bench, notebook)

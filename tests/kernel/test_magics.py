@@ -188,11 +188,11 @@ def test_the_code_below_need_runs_as_a_plain_cell(
     bench: Bench, notebook: Notebook, run: Run[Any]
 ) -> None:
     async def scenario() -> None:
-        awaited = "%%gpu need 1MiB\nimport asyncio\nawait asyncio.sleep(0)\n!echo shell\n6 * 7"
+        awaited = "%%gpu need 1MiB\nimport asyncio\nawait asyncio.sleep(0)\n!printf shell\n6 * 7"
         done = await notebook.run(awaited)
         assert done.status == "ok", done.text
         assert [o["output_type"] for o in done.outputs] == ["stream", "execute_result"]
-        assert done.text == "shell\n42"
+        assert done.text == "shell42"
         assert await bench.say(notebook, "%%time\n%%gpu need 1MiB\nx = 8") != ""
         assert await bench.say(notebook, "x") == "8"
         assert (await bench.say(notebook, "%%gpu need 1MiB")) == ""

@@ -89,6 +89,18 @@ def test_a_short_cell_gets_the_last_figure_and_says_so(meter):
     del kept
 
 
+def test_a_short_cell_that_takes_much_is_measured_all_the_same(meter):
+    before = meter._used
+    meter._cost_s = 1000.0
+    meter.begin()
+    kept = torch.ones(8 * MIB)
+    took = meter.end()
+    assert took.exact
+    assert took.end_bytes == before + 32 * MIB
+    assert took.peak_bytes >= before + 32 * MIB
+    del kept
+
+
 def test_without_a_reset_the_source_says_so(meter, monkeypatch):
     monkeypatch.setattr(memory, "_reset_high_water", lambda: False)
     kept = torch.ones(MIB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_outcomes_and_times_are_those_of_the_cells(trace: dict[str, Any]) -> Non
     runs = list(trace.values())
     assert [r["outcome"] for r in runs] == ["ok"] * (len(runs) - 1) + ["error"]
     assert all(r["start_s"] <= r["end_s"] for r in runs)
-    assert all(a["end_s"] <= b["start_s"] for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a["end_s"] <= b["start_s"] for a, b in pairwise(runs))
     assert {r["notebook"] for r in runs} == {"recorded.ipynb"}
 
 

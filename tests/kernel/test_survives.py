@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from kernel_bench import Bench, until
+from live_server import Run
 
 from jupyter_gpu_predict.demo.client import API, Notebook
 
@@ -27,7 +28,7 @@ def server_options() -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def notebook(bench: Bench, run: Any) -> Iterator[Notebook]:
+def notebook(bench: Bench, run: Run[Any]) -> Iterator[Notebook]:
     """A kernel that holds 8 MiB; what each test leaves behind is the next one's beginning."""
     opened = run(bench.server.open())
     run(bench.say(opened, HOLD))
@@ -44,7 +45,7 @@ async def assert_goes_on(bench: Bench, notebook: Notebook) -> None:
     await bench.until_model(notebook, lambda m: m["suspended_bytes"] == 0)
 
 
-def test_a_cell_that_raises(bench: Bench, notebook: Notebook, run: Any) -> None:
+def test_a_cell_that_raises(bench: Bench, notebook: Notebook, run: Run[Any]) -> None:
     async def scenario() -> None:
         assert (await notebook.run("1 / 0")).status == "error"
         assert (await notebook.run("raise SystemExit")).status == "error"
@@ -54,7 +55,9 @@ def test_a_cell_that_raises(bench: Bench, notebook: Notebook, run: Any) -> None:
     run(scenario())
 
 
-def test_an_endless_loop_that_is_interrupted(bench: Bench, notebook: Notebook, run: Any) -> None:
+def test_an_endless_loop_that_is_interrupted(
+    bench: Bench, notebook: Notebook, run: Run[Any]
+) -> None:
     async def scenario() -> None:
         running = await notebook.start("while True: pass")
         await bench.until_model(notebook, lambda m: m["busy"])
@@ -72,7 +75,7 @@ def test_an_endless_loop_that_is_interrupted(bench: Bench, notebook: Notebook, r
     run(scenario())
 
 
-def test_a_hundred_megabytes_of_output(bench: Bench, notebook: Notebook, run: Any) -> None:
+def test_a_hundred_megabytes_of_output(bench: Bench, notebook: Notebook, run: Run[Any]) -> None:
     async def scenario() -> None:
         done = await notebook.run("print('x' * 100_000_000)")
         assert done.status == "ok"
@@ -82,7 +85,7 @@ def test_a_hundred_megabytes_of_output(bench: Bench, notebook: Notebook, run: An
     run(scenario())
 
 
-def test_a_fork_in_a_cell(bench: Bench, notebook: Notebook, run: Any) -> None:
+def test_a_fork_in_a_cell(bench: Bench, notebook: Notebook, run: Run[Any]) -> None:
     code = """
 import multiprocessing as mp, os
 pid = os.fork()
@@ -101,7 +104,7 @@ with mp.get_context("fork").Pool(1) as pool:
 
 
 def test_what_is_at_work_in_the_memory_is_left_and_named(
-    bench: Bench, notebook: Notebook, run: Any
+    bench: Bench, notebook: Notebook, run: Run[Any]
 ) -> None:
     thread = """
 import threading
@@ -139,7 +142,9 @@ polling.set_name("poller")
     run(scenario())
 
 
-def test_an_exported_tensor_is_left_and_named(bench: Bench, notebook: Notebook, run: Any) -> None:
+def test_an_exported_tensor_is_left_and_named(
+    bench: Bench, notebook: Notebook, run: Run[Any]
+) -> None:
     code = """
 import numpy as np
 given = torch.ones(4 << 20, dtype=torch.uint8)
@@ -160,7 +165,7 @@ other = np.from_dlpack(given)
     run(scenario())
 
 
-def test_a_cell_that_deletes_torch(bench: Bench, notebook: Notebook, run: Any) -> None:
+def test_a_cell_that_deletes_torch(bench: Bench, notebook: Notebook, run: Run[Any]) -> None:
     code = "import sys\nfor name in [n for n in sys.modules if n.split('.')[0] == 'torch']:\n"
     code += "    del sys.modules[name]\ndel torch"
 
@@ -172,7 +177,7 @@ def test_a_cell_that_deletes_torch(bench: Bench, notebook: Notebook, run: Any) -
 
 
 def test_a_killed_kernel_frees_its_lease_and_comes_back_with_an_agent(
-    bench: Bench, notebook: Notebook, run: Any
+    bench: Bench, notebook: Notebook, run: Run[Any]
 ) -> None:
     async def gone(pid: int) -> bool:
         path = f"{API}/kernels/{notebook.kernel_id}"
@@ -202,7 +207,7 @@ def test_a_killed_kernel_frees_its_lease_and_comes_back_with_an_agent(
 
 
 def test_a_restart_by_the_user_gives_the_new_process_an_agent(
-    bench: Bench, notebook: Notebook, run: Any
+    bench: Bench, notebook: Notebook, run: Run[Any]
 ) -> None:
     async def scenario() -> None:
         before = await bench.model(notebook)
@@ -216,7 +221,7 @@ def test_a_restart_by_the_user_gives_the_new_process_an_agent(
     run(scenario())
 
 
-def test_a_cell_sent_while_the_kernel_starts_is_not_lost(bench: Bench, run: Any) -> None:
+def test_a_cell_sent_while_the_kernel_starts_is_not_lost(bench: Bench, run: Run[Any]) -> None:
     async def scenario() -> None:
         fresh = await bench.server.open()
         first = await asyncio.gather(*(fresh.start(f"print({i})") for i in range(5)))
