@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import math
 import socket
 import statistics
 import tempfile
@@ -48,7 +49,7 @@ def rows_of(case: str, plain: Sequence[float], agent: Sequence[float]) -> list[R
     found = []
     for method, times in ((PLAIN, plain), (AGENT, agent)):
         milliseconds = sorted(t * 1e3 for t in times)
-        p95 = milliseconds[int(0.95 * (len(milliseconds) - 1))]
+        p95 = milliseconds[math.ceil(0.95 * (len(milliseconds) - 1))]
         found.append(Row(case, method, "median", statistics.median(milliseconds), "ms"))
         found.append(Row(case, method, "p95", p95, "ms"))
     found.append(Row(case, "added", "median_difference", found[2].value - found[0].value, "ms"))

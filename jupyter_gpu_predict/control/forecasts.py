@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..core.model import CellRun
+from ..core.model import CellRun, Forecast, Quantiles
 from ..errors import GpuPredictError
 from .ports import Forecasting
 from .records import KernelRecord
@@ -69,6 +70,7 @@ class ForecastRounds:
             return
         if record.kernel_id not in self._loop.kernels:
             return
+        forecast = self._capped(forecast)
         record.forecast = forecast
         self._loop.event(
             "forecast",
@@ -80,6 +82,24 @@ class ForecastRounds:
             candidates={c.model: round(c.pinball, 6) for c in forecast.candidates},
             need_15s=forecast.need_probability(15),
             memory_high_bytes=int(forecast.memory_bytes(60).high),
+        )
+
+    def _capped(self, forecast: Forecast) -> Forecast:
+        """Return the forecast with no more memory than the largest GPU has: it cannot be had."""
+        largest = float(max((s.total_bytes for s in self._loop.statuses), default=0))
+        return replace(
+            forecast,
+            horizons=tuple(
+                replace(
+                    h,
+                    memory_bytes=Quantiles(
+                        min(h.memory_bytes.low, largest),
+                        min(h.memory_bytes.mid, largest),
+                        min(h.memory_bytes.high, largest),
+                    ),
+                )
+                for h in forecast.horizons
+            ),
         )
 
     def _prior(self, record: KernelRecord) -> tuple[list[CellRun], str]:

@@ -324,9 +324,35 @@ class ControlLoop:
     def cell_started(self, record: KernelRecord, digest: str | None) -> None:
         """Note that a cell runs."""
         record.running_since_s, record.running_digest = self.clock(), digest
-        if record.prebound:
-            record.prebound = False
-            self.event("prebind_hit", kernel_id=record.kernel_id, notebook=record.notebook)
+        if record.prebound == "restored":
+            self._prebind_hit(record)
+
+    def prebound(
+        self,
+        record: KernelRecord,
+        gpu_uuid: str,
+        wanted_bytes: int,
+        restored_bytes: int,
+        reason: str,
+    ) -> None:
+        """Note that memory was set aside or state brought back before the kernel asked."""
+        if not record.busy:
+            record.prebound = "restored" if restored_bytes else "reserved"
+        record.decided(self.clock(), "prebind", reason)
+        self.event(
+            "prebound",
+            kernel_id=record.kernel_id,
+            notebook=record.notebook,
+            gpu_uuid=gpu_uuid,
+            bytes=wanted_bytes,
+            restored_bytes=restored_bytes,
+            reason=reason,
+        )
+        self.wake()
+
+    def _prebind_hit(self, record: KernelRecord) -> None:
+        record.prebound = None
+        self.event("prebind_hit", kernel_id=record.kernel_id, notebook=record.notebook)
 
     def cell_ran(self, record: KernelRecord, run: CellRun) -> None:
         """Note a finished cell run."""
@@ -334,6 +360,8 @@ class ControlLoop:
         record.last_used_s = self.clock()
         record.used_bytes = run.end_bytes
         record.runs.append(run)
+        if run.peak_bytes and record.prebound == "reserved":
+            self._prebind_hit(record)
         if run.peak_bytes:
             record.peaks[run.digest] = run.peak_bytes
         self.later(lambda: self.store.add_cell_run(run))

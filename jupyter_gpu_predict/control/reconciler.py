@@ -142,7 +142,7 @@ class Reconciler:
         if record.suspended_bytes == 0:
             expires = loop.clock() + loop.settings.reservation_s
             await loop.leases.reserve(record.kernel_id, action.gpu_uuid, action.bytes, expires)
-            self._prebound(record, action, 0)
+            self.loop.prebound(record, action.gpu_uuid, action.bytes, 0, action.reason)
             return
         lease = await loop.leases.bind(record.kernel_id, action.gpu_uuid, action.bytes)
         record.working = "prebind"
@@ -162,23 +162,10 @@ class Reconciler:
                 await self._unbind(record, LeaseState.SUSPENDED)
                 return
             record.working = None
-            self._prebound(record, action, int(answer.get("restored_bytes", 0)))
+            restored = int(answer.get("restored_bytes", 0))
+            loop.prebound(record, action.gpu_uuid, action.bytes, restored, action.reason)
 
         self._spawn(restore())
-
-    def _prebound(self, record: KernelRecord, action: Prebind, restored: int) -> None:
-        record.prebound = not record.busy
-        record.decided(self.loop.clock(), "prebind", action.reason)
-        self.loop.event(
-            "prebound",
-            kernel_id=record.kernel_id,
-            notebook=record.notebook,
-            gpu_uuid=action.gpu_uuid,
-            bytes=action.bytes,
-            restored_bytes=restored,
-            reason=action.reason,
-        )
-        self.loop.wake()
 
     async def _resize(self, action: Resize) -> None:
         loop = self.loop
@@ -288,7 +275,7 @@ class Reconciler:
         record.used_bytes = int(answer["resident_bytes"])
         record.suspended_bytes = int(answer["suspended_bytes"])
         record.kept = [(str(why), int(size)) for why, size in answer.get("kept", ())]
-        record.prebound = False
+        record.prebound = None
         await loop.leases.suspend(kernel_id, epoch, record.used_bytes)
         loop.learned(Transfer.SUSPEND, freed, float(answer["seconds"]))
         record.decided(loop.clock(), "reclaim", reason)
@@ -311,7 +298,7 @@ class Reconciler:
         record = loop.kernels.get(action.kernel_id)
         lease = await loop.leases.release(action.kernel_id)
         if record is not None and lease is not None:
-            record.prebound = False
+            record.prebound = None
             await self._tell_released(record, lease)
             record.decided(loop.clock(), "release", action.reason)
             loop.event(

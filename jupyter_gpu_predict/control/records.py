@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..core.model import CellRun, DemandSample, Forecast
 from .ports import KernelPort
@@ -51,7 +52,7 @@ class KernelRecord:
     no_move_before_s: float = 0.0
     target_gpu_uuid: str | None = None
     target_bytes: int = 0
-    prebound: bool = False
+    prebound: Literal["restored", "reserved"] | None = None
     kept: list[tuple[str, int]] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
     runs: deque[CellRun] = field(default_factory=lambda: deque(maxlen=500))

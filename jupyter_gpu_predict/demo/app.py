@@ -7,6 +7,7 @@ import asyncio
 import json
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ NOTEBOOKS = (
 )
 
 
+WIDTH_IN_A_FILE = 160
+
+
 def find_notebooks() -> list[Path]:
     """Return the example notebooks, shipped in the wheel or beside the package in a clone.
 
@@ -35,7 +39,8 @@ def find_notebooks() -> list[Path]:
         If they are not there.
     """
     here = Path(__file__).resolve().parent
-    for folder in (here / "examples", here.parent.parent / "examples"):
+    shipped = Path(sys.prefix, "share", "jupyter-gpu-predict", "examples")
+    for folder in (here.parent.parent / "examples", shipped):
         found = [folder / name for name in NOTEBOOKS]
         if all(path.exists() for path in found):
             return found
@@ -58,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep logs and database there")
     options = parser.parse_args(argv)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_IN_A_FILE)
     folder = options.keep or Path(tempfile.mkdtemp(prefix="jupyter-gpu-demo-"))
     try:
         with Timeline(console) as timeline:

@@ -109,6 +109,10 @@ class Fleet:
         link = self.connect(km)
         record = self.record(km, link, self._notebooks.get(kernel_id))
         self.loop.kernel_started(record)
+        lease = self.loop.leases.get(kernel_id)
+        if lease is not None and lease.state is LeaseState.RESERVED:
+            reason = f"Set aside at launch what earlier kernels of {record.notebook} took"
+            self.loop.prebound(record, lease.gpu_uuid, lease.bytes, 0, reason)
         if not is_python(km.kernel_spec):
             record.ready = True
             return

@@ -33,6 +33,13 @@ os.environ["MOVED_ALONG"] = "yes"; os.chdir("/"); sys.path.append("/nowhere")
 """
 
 
+THREAD = """
+import threading, time
+t = threading.Thread(target=time.sleep, args=(60,), daemon=True)
+t.start(); del t
+"""
+
+
 async def migrate(server: TestServer, notebook: Notebook, **body: Any) -> dict[str, Any]:
     return await server.do(notebook, "migrate", body)
 
@@ -171,12 +178,7 @@ def test_suspended_state_moves_without_coming_back(
     ("code", "named"),
     [
         ("stream = open('/proc/self/status')", "stream"),
-        (
-            "import threading, time\n"
-            "t = threading.Thread(target=time.sleep, args=(60,), daemon=True)\n"
-            "t.start(); del t",
-            "hread",
-        ),
+        (THREAD, "hread"),
         ("import subprocess; child = subprocess.Popen(['sleep', '60'])", "child"),
         ("numbers = (i for i in range(3)); next(numbers)", "numbers"),
     ],

@@ -1,0 +1,361 @@
+"""The control loop over a real store and simulated GPUs, with kernels that can misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_gpu_predict.control.loop import ControlLoop
+from jupyter_gpu_predict.control.operations import Operations
+from jupyter_gpu_predict.control.records import KernelRecord
+from jupyter_gpu_predict.core.model import (
+    MIB,
+    CellRun,
+    Claim,
+    Forecast,
+    Lease,
+    LeaseState,
+    Outcome,
+    PolicySettings,
+    RiskLevel,
+)
+from jupyter_gpu_predict.devices.simulated import SimulatedGpus
+from jupyter_gpu_predict.errors import ConflictError, LinkTimeoutError, RefusedError
+from jupyter_gpu_predict.store.trace_store import Store
+
+GPU = "SIM-GPU-0"
+
+
+class Kernel:
+    """A kernel that does what the loop says, or fails as it is told."""
+
+    has_agent = True
+
+    def __init__(self) -> None:
+        self.lives = True
+        self.said: list[tuple[Any, ...]] = []
+        self.refuses: Exception | None = None
+        self.deaf: Exception | None = None
+        self.record: KernelRecord | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return 4711
+
+    def pids(self) -> tuple[int, ...]:
+        return (4711,)
+
+    async def bind(self, lease: Lease, *, claim_id: str | None, restore: bool, **_: Any) -> Any:
+        if self.deaf is not None:
+            raise self.deaf
+        self.said.append(("bind", lease.bytes, lease.epoch, claim_id, restore))
+        return {"restored_bytes": 0}
+
+    async def reclaim(self, epoch: int, *, wait: bool) -> dict[str, Any]:
+        if self.refuses is not None:
+            raise self.refuses
+        assert self.record is not None
+        self.said.append(("reclaim", epoch))
+        freed = self.record.used_bytes
+        return {"freed_bytes": freed, "suspended_bytes": freed, "resident_bytes": 0, "seconds": 0.1}
+
+    async def tell_queue(self, *said: Any) -> dict[str, Any]:
+        self.said.append(("queue", *said))
+        return {"waits": True}
+
+    async def refuse(self, claim_id: str, reason: str) -> dict[str, Any]:
+        self.said.append(("refuse", claim_id, reason))
+        return {}
+
+    async def alive(self) -> bool:
+        return self.lives
+
+
+class NoForecasts:
+    async def refresh(self, *_: Any) -> Forecast:
+        raise LinkTimeoutError("no forecasts in this test")
+
+    def forget(self, kernel_id: str) -> None:
+        pass
+
+
+class Stage:
+    """A loop that is turned by hand, with a clock that stands still."""
+
+    def __init__(self, folder: Path, gpus: int = 1) -> None:
+        self.now = 1000.0
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.store = Store(f"sqlite:///{folder / 'state.db'}")
+        self.gpus = SimulatedGpus(gpus, 512 * MIB, clock=lambda: self.now)
+        self.loop = ControlLoop(
+            backend=self.gpus,
+            store=self.store,
+            forecasting=NoForecasts(),
+            operations=Operations(lambda: self.now, lambda _: None),
+            emit=lambda kind, data: self.events.append((kind, data)),
+            settings=PolicySettings(grace_period_s=1.0, prebind=False),
+            clock=lambda: self.now,
+        )
+
+    async def kernel(self, name: str, used: int = 0) -> Kernel:
+        """Start a kernel that holds `used` bytes and has been idle for a minute."""
+        port = Kernel()
+        port.record = KernelRecord(
+            name, "python3", f"{name}.ipynb", port, self.now - 60, ready=True, used_bytes=used,
+            last_used_s=self.now - 60,
+        )  # fmt: skip
+        await self.loop.leases.bind(name, GPU, used)
+        self.loop.kernel_started(port.record)
+        self.now += 10
+        return port
+
+    async def turn(self) -> None:
+        """Turn the loop once and let what it started in the background run."""
+        await self.loop.tick()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def claim(self, name: str, size: int, **more: Any) -> Claim:
+        claim = Claim(f"claim-{name}", name, size, self.now, self.now + 60, **more)
+        self.loop.claim(claim)
+        return claim
+
+    def lease(self, name: str) -> Lease:
+        lease = self.loop.leases.get(name)
+        assert lease is not None
+        return lease
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.events]
+
+
+Story = Callable[[Stage], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., None]:
+    def run(story: Story, **more: Any) -> None:
+        async def whole() -> None:
+            stage = Stage(tmp_path, **more)
+            await stage.turn()
+            try:
+                await story(stage)
+            finally:
+                await stage.loop.close()
+                stage.store.close()
+
+        asyncio.run(whole())
+
+    return run
+
+
+def test_a_claim_takes_memory_back_and_is_granted_in_one_turn(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        idle, asks = await stage.kernel("idle", 400 * MIB), await stage.kernel("asks")
+        stage.claim("asks", 300 * MIB)
+        await stage.turn()
+        assert stage.lease("idle").state is LeaseState.SUSPENDED
+        assert stage.lease("asks").bytes == 300 * MIB
+        assert asks.said[-1][:2] == ("bind", 300 * MIB)
+        assert asks.said[-1][3] == "claim-asks"
+        assert idle.record is not None
+        assert (idle.record.used_bytes, idle.record.suspended_bytes) == (0, 400 * MIB)
+        assert not stage.loop.claims
+
+    play(story)
+
+
+def test_a_refused_reclaim_books_nothing_and_is_not_tried_at_once_again(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        idle, asks = await stage.kernel("idle", 400 * MIB), await stage.kernel("asks")
+        idle.refuses = RefusedError("a thread is at work")
+        stage.claim("asks", 300 * MIB)
+        await stage.turn()
+        assert stage.lease("idle").state is LeaseState.BOUND
+        assert stage.lease("asks").bytes == 0
+        assert "reclaimed" not in stage.kinds()
+        idle.refuses = None
+        await stage.turn()
+        assert stage.lease("idle").state is LeaseState.BOUND
+        assert asks.said[-1][0] == "queue"
+        stage.now += 6
+        await stage.turn()
+        assert stage.lease("idle").state is LeaseState.SUSPENDED
+        assert stage.lease("asks").bytes == 300 * MIB
+
+    play(story)
+
+
+def test_a_grant_that_nobody_takes_is_put_back(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        port = await stage.kernel("gone", 100 * MIB)
+        await stage.loop.reclaim("gone", "test")
+        epoch = stage.lease("gone").epoch
+        port.deaf = ConflictError("the claim waits no more")
+        stage.claim("gone", 100 * MIB)
+        await stage.turn()
+        lease = stage.lease("gone")
+        assert lease.state is LeaseState.SUSPENDED
+        assert lease.held_bytes == 0
+        assert lease.epoch > epoch
+        assert not stage.loop.claims
+        assert "bound" not in stage.kinds()
+
+    play(story)
+
+
+def test_a_dead_kernels_lease_claims_and_record_go(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        port = await stage.kernel("dies", 400 * MIB)
+        await stage.kernel("waits")
+        stage.claim("dies", 450 * MIB)
+        waiting = stage.loop.settled(stage.claim("waits", 300 * MIB, origin="rest"))
+        port.lives = False
+        await stage.turn()
+        assert stage.loop.leases.get("dies") is None
+        assert "dies" not in stage.loop.kernels
+        assert stage.lease("waits").bytes == 300 * MIB
+        assert waiting.done()
+        assert [x.kernel_id for x in stage.store.leases()] == ["waits"]
+
+    play(story)
+
+
+def test_a_kernel_that_took_more_than_its_lease_is_booked_and_others_make_room(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        await stage.kernel("idle", 300 * MIB)
+        greedy = await stage.kernel("greedy")
+        assert greedy.record is not None
+        greedy.record.used_bytes = 400 * MIB
+        greedy.record.last_used_s = stage.now
+        await stage.turn()
+        assert stage.lease("greedy").bytes == 400 * MIB
+        assert stage.lease("idle").state is LeaseState.SUSPENDED
+
+    play(story)
+
+
+def test_memory_used_without_a_lease_gets_one(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        port = await stage.kernel("free", 0)
+        await stage.turn()
+        await stage.loop.leases.release("free")
+        assert port.record is not None
+        port.record.used_bytes = 50 * MIB
+        await stage.turn()
+        assert stage.lease("free").bytes == 50 * MIB
+
+    play(story)
+
+
+def test_a_claim_past_its_deadline_is_refused_in_its_kernel(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        pinned, asks = await stage.kernel("pinned", 400 * MIB), await stage.kernel("asks")
+        assert pinned.record is not None
+        pinned.record.pinned = True
+        claim = stage.claim("asks", 300 * MIB)
+        await stage.turn()
+        assert asks.said[-1][0] == "queue"
+        stage.now = claim.deadline_s + 1
+        await stage.turn()
+        assert asks.said[-1][:2] == ("refuse", "claim-asks")
+        assert not stage.loop.claims
+
+    play(story)
+
+
+def test_hard_evidence_stands_until_the_gpu_is_uncordoned(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        stage.gpus.script_health(GPU, ecc_uncontained=1)
+        await stage.turn()
+        assert GPU in stage.loop.cordoned
+        stage.gpus.script_health(GPU, ecc_uncontained=0)
+        await stage.turn()
+        assert stage.loop.risks[GPU].level is RiskLevel.CRITICAL
+        stage.loop.uncordon(GPU)
+        await stage.turn()
+        assert stage.loop.risks[GPU].level is RiskLevel.NONE
+        assert GPU not in stage.loop.cordoned
+
+    play(story, gpus=2)
+
+
+def test_moves_go_where_the_plan_says_and_failed_ones_pause_twice_as_long(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        class Moves:
+            def __init__(self) -> None:
+                self.tried: list[tuple[str, str, int | None]] = []
+
+            async def migrate(
+                self, kernel_id: str, target: str, _: str, *, wanted_bytes: int | None = None
+            ) -> dict[str, Any]:
+                self.tried.append((kernel_id, target, wanted_bytes))
+                raise RefusedError("an open file")
+
+        moves = Moves()
+        stage.loop.moves = moves  # type: ignore[assignment]
+        await stage.kernel("moves", 100 * MIB)
+        stage.gpus.script_health(GPU, ecc_uncontained=1)
+
+        async def turn(seconds: float) -> int:
+            stage.now += seconds
+            await stage.turn()
+            await asyncio.sleep(0)
+            for operation in list(stage.loop.operations._tasks):
+                await stage.loop.operations.wait(operation)
+            return len(moves.tried)
+
+        assert await turn(0) == 1
+        assert moves.tried[0] == ("moves", "SIM-GPU-1", 100 * MIB)
+        assert await turn(9) == 1
+        assert await turn(2) == 2
+        assert await turn(11) == 2
+        assert await turn(10) == 3
+
+    play(story, gpus=2)
+
+
+def test_prebinds_are_hits_only_when_a_cell_uses_them(play: Any) -> None:
+    def run(peak: int) -> CellRun:
+        return CellRun(
+            "back", "back.ipynb", None, "d", 1.0, 2.0, peak, peak, "storages", 0, 1.0, Outcome.OK
+        )
+
+    async def story(stage: Stage) -> None:
+        port = await stage.kernel("back")
+        record = port.record
+        assert record is not None
+        stage.loop.prebound(record, GPU, 10, 0, "reserved")
+        stage.loop.cell_started(record, "d")
+        stage.loop.cell_ran(record, run(0))
+        assert "prebind_hit" not in stage.kinds()
+        stage.loop.cell_started(record, "d")
+        stage.loop.cell_ran(record, run(5))
+        assert stage.kinds().count("prebind_hit") == 1
+        stage.loop.prebound(record, GPU, 10, 10, "restored")
+        stage.loop.cell_started(record, "d")
+        stage.loop.cell_started(record, "d")
+        assert stage.kinds().count("prebind_hit") == 2
+
+    play(story)
+
+
+def test_the_event_log_holds_what_was_emitted(play: Any, tmp_path: Path) -> None:
+    emitted: list[str] = []
+
+    async def story(stage: Stage) -> None:
+        await stage.kernel("one", 400 * MIB)
+        await stage.kernel("two")
+        stage.claim("two", 300 * MIB)
+        await stage.turn()
+        emitted.extend(stage.kinds())
+
+    play(story)
+    with Store(f"sqlite:///{tmp_path / 'state.db'}") as store:
+        logged: Sequence[dict[str, Any]] = store.events()
+    assert [e["kind"] for e in logged] == emitted
+    assert {"claim", "reclaimed", "bound"} <= set(emitted)
