@@ -339,7 +339,11 @@ class KernelView:
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """Settings of the default policy; all of them are traits of the server extension."""
+    """Settings of the default policy; all of them are traits of the server extension.
+
+    `max_moves` is how many kernels may be on their way off failing GPUs at once: each needs a
+    process of its own and keeps memory of its target from others until it is there.
+    """
 
     grace_period_s: float = 5.0
     reservation_s: float = 30.0
@@ -347,6 +351,7 @@ class PolicySettings:
     prebind_horizon_s: float = 15.0
     prebind_threshold: float = 0.5
     max_duty: float = 0.9
+    max_moves: int = 4
     headroom_bytes: int = 0
     snapshot_interval_s: float = 300.0
 

@@ -65,7 +65,7 @@ class PeakMeter:
             if torch is not None and torch.cuda.is_initialized():
                 torch.cuda.reset_peak_memory_stats()
         self._can_reset = _reset_high_water()
-        self._start_rss, _ = _resident()
+        self._start_rss = 0 if loaded_torch() is None else _resident()[0]
         self._start_used = self._used
         self._began_s = time.perf_counter()
 

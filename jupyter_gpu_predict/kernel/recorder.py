@@ -55,8 +55,10 @@ class Recorder:
             return
         run = Run(cell_id, source_digest(code), time.time())
         self._running.run = run
-        self.agent.notify_state("busy", running_digest=run.digest)
+        # A notice wakes ipykernel's thread for iopub, with which every system call after it would
+        # have to share the interpreter.
         self.meter.begin()
+        self.agent.notify_state("busy", running_digest=run.digest)
 
     def end(self, reply: dict[str, Any], *, refused: bool) -> None:
         """Note that it ended, with what it took."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -102,6 +103,12 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         max=1.0,
         config=True,
         help="Kernels share a GPU where their predicted busy shares sum up to this at most.",
+    )
+    max_moves = Integer(
+        max(1, (os.cpu_count() or 2) // 2),
+        min=1,
+        config=True,
+        help="How many kernels may be on their way off failing GPUs at once.",
     )
     snapshot_interval_s = Float(
         _DEFAULTS.snapshot_interval_s,

@@ -10,6 +10,7 @@ from ..core.model import GpuHealth, PolicySettings
 from ..errors import BadInputError
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+MAX_MOVES = 64
 MAX_NAME = 128
 LARGEST_BYTES = 1 << 62
 HEALTH_FIELDS = {*GpuHealth.__dataclass_fields__, "lost", "xid"}
@@ -89,6 +90,15 @@ def health(body: Mapping[str, Any]) -> dict[str, Any]:
     return dict(body)
 
 
+def moves(value: Any, name: str) -> int:
+    """Return a small whole number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_MOVES:
+        raise BadInputError(
+            f"{name} must be a whole number from 1 to {MAX_MOVES}, not {_shown(value)}"
+        )
+    return value
+
+
 def policy(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return changes to the policy's settings, each checked."""
     defaults = PolicySettings()
@@ -99,6 +109,8 @@ def policy(body: Mapping[str, Any]) -> dict[str, Any]:
             changes[name] = boolean(value, name)
         elif name == "headroom_bytes":
             changes[name] = 0 if value == 0 and value is not False else size_bytes(value, name)
+        elif name == "max_moves":
+            changes[name] = moves(value, name)
         elif name in _SHARES:
             changes[name] = share(value, name)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..model import Cordon, GpuView, LeaseState, RiskLevel, TakeSnapshot
+from ..model import Cordon, GpuView, LeaseState, Migrate, RiskLevel, TakeSnapshot
 from ..sizes import format_bytes
 from .capacity import RISK_RANK, takes_new_leases
 from .ledger import Entry, Ledger, names, short
@@ -23,9 +23,17 @@ def leave_failing(ledger: Ledger) -> None:
     """Plan moves off critical and lost GPUs, or snapshots where there is no room elsewhere."""
     leaving = [e for e in ledger.entries.values() if e.gpu_uuid is not None and not e.moving]
     for entry in sorted(leaving, key=_urgency):
+        if _moves(ledger) >= ledger.settings.max_moves:
+            return
         gpu = ledger.gpu_of(entry)
         if gpu is not None and _failing(gpu) and not entry.settled:
             _leave(ledger, entry, gpu)
+
+
+def _moves(ledger: Ledger) -> int:
+    """Count the moves that are under way or planned."""
+    under_way = sum(e.kernel.target_gpu_uuid is not None for e in ledger.entries.values())
+    return under_way + sum(isinstance(a, Migrate) for a in ledger.actions)
 
 
 def snapshot_at_warning(ledger: Ledger) -> None:

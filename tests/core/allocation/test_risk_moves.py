@@ -146,3 +146,13 @@ def test_what_one_move_will_need_is_not_promised_to_the_next():
     claims = [claim("new", 200)]
     plan = decide(view([CORDONED, gpu(1, 400)], kernels[:1], claims))
     assert kinds(plan) == ["Migrate", "Queue"]
+
+
+def test_no_more_kernels_leave_at_once_than_allowed():
+    idle = [bound(name, "G0", 50) for name in "abc"]
+    one = replace(view([FAILING, gpu(1)], idle).settings, max_moves=1)
+    plan = decide(replace(view([FAILING, gpu(1)], idle), settings=one))
+    assert kinds(plan) == ["Cordon", "Migrate"]
+    under_way = replace(idle[0], migrating=True, target_gpu_uuid="G1", target_bytes=50 * MIB)
+    later = replace(view([CORDONED, gpu(1)], [under_way, *idle[1:]]), settings=one)
+    assert kinds(decide(later)) == []
