@@ -360,7 +360,7 @@ class ControlLoop:
         record.last_used_s = self.clock()
         record.used_bytes = run.end_bytes
         record.runs.append(run)
-        if run.peak_bytes and record.prebound == "reserved":
+        if record.prebound == "restored" or (run.peak_bytes and record.prebound == "reserved"):
             self._prebind_hit(record)
         if run.peak_bytes:
             record.peaks[run.digest] = run.peak_bytes

@@ -25,6 +25,13 @@ DEMAND_INTERVAL_S = 1.0
 """Demand notices go out at most this often."""
 
 
+SHORT_S = 0.05
+"""A cell shorter than this that changed nothing is told with the next notices; where it is known to
+be so short, its start is not told at all. Two notices cost a trivial cell about 1 ms."""
+
+REMEMBERED_CELLS = 1000
+
+
 @dataclass
 class Run:
     """A cell run under way."""
@@ -46,6 +53,9 @@ class Recorder:
         self._settling = False
         self._settling_since = 0.0
         self._last_end = 0.0
+        self._inexact = False
+        self._ended: list[CellRunMessage] = []
+        self._usual_s: dict[str, float] = {}
         self._running = threading.local()  # subshells run beside the main shell
 
     def begin(self, code: str | None, cell_id: str | None) -> None:
@@ -58,7 +68,8 @@ class Recorder:
         # A notice wakes ipykernel's thread for iopub, with which every system call after it would
         # have to share the interpreter.
         self.meter.begin()
-        self.agent.notify_state("busy", running_digest=run.digest)
+        if self._usual_s.get(run.digest, SHORT_S) >= SHORT_S:
+            self.agent.notify_state("busy", running_digest=run.digest)
 
     def end(self, reply: dict[str, Any], *, refused: bool) -> None:
         """Note that it ended, with what it took."""
@@ -66,12 +77,13 @@ class Recorder:
         if run is None:
             self._settle(exact="torch" not in sys.modules)
             return
+        before = self.used_bytes
         peak = self.meter.end()
         end_s = time.time()
         self.used_bytes = peak.end_bytes
         if peak.peak_bytes:
             self.agent.peaks[run.digest] = peak.peak_bytes
-        self.agent.link.notify(
+        self._ended.append(
             CellRunMessage(
                 cell_id=run.cell_id,
                 digest=run.digest,
@@ -85,7 +97,21 @@ class Recorder:
                 outcome="refused" if refused else _outcome(reply),
             )
         )
+        if len(self._usual_s) >= REMEMBERED_CELLS:
+            self._usual_s.clear()
+        self._usual_s[run.digest] = end_s - run.start_s
+        short = end_s - run.start_s < SHORT_S and self.used_bytes == before
+        if not short:
+            self.tell_runs()
         self._settle(exact=peak.exact)
+        if short:
+            self._settle_later()
+
+    def tell_runs(self) -> None:
+        """Send the cell runs that were kept back; safe from any thread."""
+        ended, self._ended = self._ended, []
+        for message in ended:
+            self.agent.link.notify(message)
 
     def measure(self) -> int:
         """Measure the device memory in use now, exactly."""
@@ -99,7 +125,12 @@ class Recorder:
             return
         if exact and time.monotonic() - self._told_at >= DEMAND_INTERVAL_S:
             self._tell()
-        elif not self._settling:
+        else:
+            self._inexact = True
+            self._settle_later()
+
+    def _settle_later(self) -> None:
+        if not self._settling:
             self._settling = True
             self._settling_since = time.monotonic()
             loop = self.agent.kernel.io_loop
@@ -114,9 +145,13 @@ class Recorder:
             self.agent.kernel.io_loop.call_later(SETTLE_S - quiet, self._settled)
             return
         self._settling = False
+        self.tell_runs()
+        if not self._inexact:
+            return
         with self.agent.lock:
             if self.agent.active:
                 return  # the running cell reports when it ends
+            self._inexact = False
             self.measure()
         self._tell()
 

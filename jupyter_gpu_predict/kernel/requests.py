@@ -51,6 +51,7 @@ class Requests:
         agent = self.agent
         if request.server_pid:
             agent.orphan_watch.adopted_by(request.server_pid)
+        agent.recorder.tell_runs()
         agent.notify_state("described")
         torch = sys.modules.get("torch")
         return {

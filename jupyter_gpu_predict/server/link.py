@@ -27,6 +27,8 @@ _BY_REASON = {
     if isinstance(cls, type) and issubclass(cls, GpuPredictError)
 }
 
+ALIVE_CHECK_S = 0.5
+
 Notice = Callable[[str, dict[str, Any]], None]
 
 
@@ -179,9 +181,19 @@ class KernelAgentLink:
         GpuPredictError
             The error the kernel named.
         """
-        reply = await self.wire.ask(
-            self.wire.control, message.msg_type, message.content(), timeout_s
+        asked = asyncio.ensure_future(
+            self.wire.ask(self.wire.control, message.msg_type, message.content(), timeout_s)
         )
+        try:
+            # A dead kernel answers nothing, and must not hold up whoever waits for it.
+            while not (await asyncio.wait([asked], timeout=ALIVE_CHECK_S))[0]:
+                if not await self.alive():
+                    raise KernelLinkError(
+                        f"{message.msg_type}: the process of kernel {self.kernel_id} is gone"
+                    )
+            reply = await asked
+        finally:
+            asked.cancel()
         if reply.get("status") != "ok":
             cls = _BY_REASON.get(str(reply.get("code")), KernelLinkError)
             raise cls(str(reply.get("reason")))

@@ -228,6 +228,35 @@ def test_a_standby_that_dies_leaves_the_kernel_as_it_was(
     run(story())
 
 
+def test_a_kernel_killed_during_its_move_lets_its_lease_go(
+    server: TestServer, run: Run[Any]
+) -> None:
+    async def story() -> None:
+        notebook = await server.opened(
+            "killed.ipynb", "import time, torch; t = torch.ones(1 << 20)"
+        )
+        await until(lambda: _bound(server, notebook))
+        epoch = (await server.kernel(notebook))["lease"]["epoch"]
+        await notebook.start("time.sleep(120)")
+        started = await server.post(f"{API}/kernels/{notebook.kernel_id}/migrate", {})
+        await asyncio.sleep(2)
+        os.kill(await pid_of(server, notebook), 9)
+
+        async def let_go() -> bool:
+            status, model = await server.request("GET", f"{API}/kernels/{notebook.kernel_id}")
+            return status == 404 or model["lease"] is None or model["lease"]["epoch"] > epoch
+
+        await until(let_go, 20)
+        operation = await server.operation(started)
+        assert operation["state"] == "failed"
+        assert notebook.kernel_id in operation["error"]
+        leases = [x for g in (await server.get(f"{API}/gpus"))["gpus"] for x in g["leases"]]
+        assert all(x["state"] != "migrating" for x in leases)
+        await server.end(notebook)
+
+    run(story())
+
+
 def test_two_moves_of_one_kernel_at_once_conflict(
     server: TestServer, run: Run[Any], trained: Notebook
 ) -> None:
