@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -34,12 +32,11 @@ from .operations import Operations
 from .ports import DeviceBackend, Forecasting, Moves, TraceStore
 from .reconciler import Reconciler
 from .records import KernelRecord
+from .write_behind import LULL_S, WriteBehind
 
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-LULL_S = 0.05
-"""Writes to the store and the ends of cells are gathered for this long."""
 SAMPLE_S = 5.0
 """Grain of the demand series, `core.model.STEP_S`."""
 
@@ -82,9 +79,7 @@ class ControlLoop:
         self._wake = asyncio.Event()
         self._sampled_s = 0.0
         self._forecasts = ForecastRounds(self, forecasting, forecast_interval_s)
-        self._writes: deque[Callable[[], None]] = deque()
-        self._unwritten = asyncio.Event()
-        self._writing = threading.Lock()
+        self._writes = WriteBehind(store)
         self._waking: asyncio.TimerHandle | None = None
         self._settled: dict[str, asyncio.Future[None]] = {}
         self._reconciler = Reconciler(self)
@@ -97,7 +92,7 @@ class ControlLoop:
         await self._read_devices()
         self._tasks = [
             asyncio.ensure_future(self._run()),
-            asyncio.ensure_future(self._write_behind()),
+            asyncio.ensure_future(self._writes.run()),
         ]
 
     async def close(self) -> None:
@@ -109,7 +104,7 @@ class ControlLoop:
         await self._reconciler.close()
         if self._waking is not None:
             self._waking.cancel()
-        await asyncio.to_thread(self._write_all)
+        await asyncio.to_thread(self._writes.write_all)
 
     def wake(self) -> None:
         """Decide again soon."""
@@ -140,30 +135,7 @@ class ControlLoop:
 
     def later(self, write: Callable[[], None]) -> None:
         """Write to the store soon, in order, off the event loop."""
-        self._writes.append(write)
-        self._unwritten.set()
-
-    async def _write_behind(self) -> None:
-        while True:
-            await self._unwritten.wait()
-            # Each hop to a thread holds the event loop up until the thread lets go of the GIL.
-            await asyncio.sleep(LULL_S)
-            self._unwritten.clear()
-            await asyncio.to_thread(self._write_all)
-
-    def _write_all(self) -> None:
-        with self._writing:
-            writes = [self._writes.popleft() for _ in range(len(self._writes))]
-            try:
-                self.store.together(lambda: _each(writes))
-                return
-            except GpuPredictError as error:
-                log.debug("The store refused a batch, so each is written alone: %s", error)
-            for write in writes:
-                try:
-                    write()
-                except GpuPredictError as error:
-                    log.error("The store refused a write: %s", error)
+        self._writes.add(write)
 
     async def _run(self) -> None:
         while True:
@@ -473,8 +445,3 @@ class ControlLoop:
         self.event("policy", **dict(changes))
         self.wake()
         return self.settings
-
-
-def _each(works: list[Callable[[], None]]) -> None:
-    for work in works:
-        work()
