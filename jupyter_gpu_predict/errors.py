@@ -14,7 +14,8 @@
     │   └── LinkTimeoutError       504
     ├── SnapshotError              500
     │   ├── SnapshotRefusedError   422
-    │   └── StorageFullError       507
+    │   ├── StorageFullError       507
+    │   └── TombstoneError         409
     └── StoreError                 500
 """
 
@@ -99,6 +100,12 @@ class StorageFullError(SnapshotError):
     """The disk has no room for a snapshot; the message names the path and the bytes."""
 
     status = 507
+
+
+class TombstoneError(SnapshotError):
+    """Use of a variable that a snapshot does not hold; the message says what it was."""
+
+    status = 409
 
 
 class StoreError(GpuPredictError):

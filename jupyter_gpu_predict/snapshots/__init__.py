@@ -1,5 +1,6 @@
 """Save a session's namespace, verify it, and bring it back in another process."""
 
+from ..errors import TombstoneError
 from .capture import capture
 from .digest import digest, digests
 from .folder import SnapshotFolder, SnapshotInfo, validate_name
@@ -8,7 +9,7 @@ from .quiet import busy_reasons
 from .report import CaptureReport, RestoredVariable, RestoreReport, VariableReport
 from .restore import restore
 from .signing import load_or_create_key
-from .tombstone import Tombstone, TombstoneError
+from .tombstone import Tombstone
 
 __all__ = [
     "CaptureReport",

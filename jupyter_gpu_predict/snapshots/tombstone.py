@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from ..errors import SnapshotError
-
-
-class TombstoneError(SnapshotError):
-    """Use of a variable that a snapshot does not hold; the message says what it was."""
-
-    status = 409
+from ..errors import TombstoneError
 
 
 class Tombstone:
