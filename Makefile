@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/jupyter gpu demo $(DEMO_ARGS)
 
 lab: install
-	$(BIN)/jupyter lab --notebook-dir=examples
+	$(BIN)/jupyter lab examples
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
