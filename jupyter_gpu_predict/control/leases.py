@@ -43,20 +43,6 @@ class LeaseBook:
 
     async def bind(self, kernel_id: str, gpu_uuid: str, wanted_bytes: int) -> Lease:
         """Grant memory for use, whatever state the lease is in."""
-        lease = self.get(kernel_id)
-        if lease is not None and lease.state is LeaseState.SUSPENDED:
-            if lease.gpu_uuid != gpu_uuid:
-                # Only a kernel with no state left on its GPU is bound elsewhere: a new lease.
-                await self.release(kernel_id)
-                return await self._grant(LeaseEvent.BIND, kernel_id, gpu_uuid, wanted_bytes, None)
-            resumed = advance(
-                lease,
-                LeaseEvent.RESUME,
-                now_s=self._clock(),
-                epoch=await self._epoch(),
-                bytes=wanted_bytes,
-            )
-            return await self._put(resumed)
         return await self._grant(LeaseEvent.BIND, kernel_id, gpu_uuid, wanted_bytes, None)
 
     async def _grant(
@@ -67,10 +53,18 @@ class LeaseBook:
         wanted_bytes: int,
         expires_s: float | None,
     ) -> Lease:
-        lease = self.get(kernel_id)
         epoch = await self._epoch()
+        # From here to `_put` nothing else runs, so the lease read is the lease that is changed.
+        lease = self.get(kernel_id)
+        if lease is not None and lease.state is LeaseState.SUSPENDED:
+            if lease.gpu_uuid == gpu_uuid and event is LeaseEvent.BIND:
+                event = LeaseEvent.RESUME
+            elif lease.gpu_uuid != gpu_uuid:
+                # Only a kernel with no state left on its GPU is bound elsewhere: a new lease.
+                del self._leases[kernel_id]
+                lease = None
         if lease is None:
-            opened = open_lease(
+            granted = open_lease(
                 event,
                 kernel_id=kernel_id,
                 gpu_uuid=gpu_uuid,
@@ -79,17 +73,17 @@ class LeaseBook:
                 now_s=self._clock(),
                 expires_s=expires_s,
             )
-            return await self._put(opened)
-        moved = advance(
-            lease,
-            event,
-            now_s=self._clock(),
-            epoch=epoch,
-            gpu_uuid=gpu_uuid,
-            bytes=wanted_bytes,
-            expires_s=expires_s,
-        )
-        return await self._put(moved)
+        else:
+            granted = advance(
+                lease,
+                event,
+                now_s=self._clock(),
+                epoch=epoch,
+                gpu_uuid=gpu_uuid,
+                bytes=wanted_bytes,
+                expires_s=expires_s,
+            )
+        return await self._put(granted)
 
     async def resize(self, kernel_id: str, wanted_bytes: int) -> Lease:
         """Change the size of a lease in use."""
@@ -125,6 +119,7 @@ class LeaseBook:
 
         A kernel that was not suspended has `wanted_bytes` there.
         """
+        epoch = None if gpu_uuid is None else await self._epoch()
         lease, former = self.get(kernel_id), self._before_move.pop(kernel_id, None)
         if lease is None or former is None:
             return lease
@@ -134,7 +129,7 @@ class LeaseBook:
             event,
             now_s=self._clock(),
             former=former,
-            epoch=None if gpu_uuid is None else await self._epoch(),
+            epoch=epoch,
             gpu_uuid=gpu_uuid,
             bytes=None
             if gpu_uuid is None or former.state is LeaseState.SUSPENDED

@@ -27,7 +27,7 @@ from ..core.risk import assess
 from ..errors import ConflictError, GpuPredictError, NotFoundError
 from .forecasts import ForecastRounds
 from .leases import LeaseBook
-from .observe import build_view
+from .observe import build_view, foreign_bytes
 from .operations import Operations
 from .ports import DeviceBackend, Forecasting, Moves, TraceStore
 from .reconciler import Reconciler
@@ -201,7 +201,7 @@ class ControlLoop:
 
     async def _note_facts(self) -> None:
         """Book what kernels hold by now, whatever was planned for them."""
-        for record in self.kernels.values():
+        for record in list(self.kernels.values()):
             if record.working is not None:
                 continue
             lease = self.leases.get(record.kernel_id)
@@ -209,8 +209,14 @@ class ControlLoop:
                 record.gpu_uuid = lease.gpu_uuid
             if lease is None and record.used_bytes and record.gpu_uuid is not None:
                 await self._book(record, record.gpu_uuid, "it uses memory without a lease")
-            elif lease is None or lease.state is LeaseState.SUSPENDED:
+            elif lease is None:
                 continue
+            elif lease.state is LeaseState.SUSPENDED:
+                # Twice in a row, since one sample may still be from before it was suspended.
+                beyond = record.used_bytes > lease.resident_bytes
+                if beyond and record.overdrawn:
+                    await self._book(record, lease.gpu_uuid, "it uses memory while suspended")
+                record.overdrawn = beyond
             elif lease.state is LeaseState.RESERVED and (record.busy or record.used_bytes):
                 await self._book(record, lease.gpu_uuid, "it uses its reservation", lease.bytes)
             elif record.used_bytes > lease.bytes:
@@ -296,6 +302,7 @@ class ControlLoop:
     def cell_started(self, record: KernelRecord, digest: str | None) -> None:
         """Note that a cell runs."""
         record.running_since_s, record.running_digest = self.clock(), digest
+        record.granted_s = None
         if record.prebound == "restored":
             self._prebind_hit(record)
 
@@ -328,9 +335,11 @@ class ControlLoop:
 
     def cell_ran(self, record: KernelRecord, run: CellRun) -> None:
         """Note a finished cell run."""
-        record.running_since_s = record.running_digest = None
+        record.running_since_s = record.running_digest = record.granted_s = None
         record.last_used_s = self.clock()
-        record.used_bytes = run.end_bytes
+        if run.end_s >= record.measured_s:
+            # A short run is told late: it must not undo what a reclaim has found since.
+            record.used_bytes = run.end_bytes
         record.runs.append(run)
         if record.prebound == "restored" or (run.peak_bytes and record.prebound == "reserved"):
             self._prebind_hit(record)
@@ -428,11 +437,18 @@ class ControlLoop:
         self.draining.add(uuid)
         self.wake()
 
+    def free_bytes(self, gpu_uuid: str, *, but_for: str | None = None) -> int:
+        """Return what nobody holds of a GPU, kernel `but_for` apart, or is on its way to."""
+        held = sum(x.held_bytes for x in self.leases.on(gpu_uuid) if x.kernel_id != but_for)
+        arriving = sum(
+            r.target_bytes for r in self.kernels.values() if r.target_gpu_uuid == gpu_uuid
+        )
+        foreign = foreign_bytes(self, gpu_uuid)
+        return self.gpu(gpu_uuid).total_bytes - foreign - held - arriving
+
     def cap_bytes(self, gpu_uuid: str, kernel_id: str) -> int:
-        """Return what a kernel may take at most: all that no other lease holds."""
-        status = self.gpu(gpu_uuid)
-        others = sum(x.held_bytes for x in self.leases.on(gpu_uuid) if x.kernel_id != kernel_id)
-        return max(0, status.total_bytes - others)
+        """Return what a kernel may take at most: all that nobody else holds."""
+        return max(0, self.free_bytes(gpu_uuid, but_for=kernel_id))
 
     def learned(self, kind: Transfer, moved_bytes: int, seconds: float) -> None:
         """Learn a bandwidth from a measured suspend or restore."""

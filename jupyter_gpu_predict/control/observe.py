@@ -23,7 +23,7 @@ def build_view(loop: ControlLoop) -> ClusterView:
                 index=s.index,
                 name=s.name,
                 total_bytes=s.total_bytes,
-                foreign_bytes=_foreign_bytes(loop, s.uuid),
+                foreign_bytes=foreign_bytes(loop, s.uuid),
                 cordoned=s.uuid in loop.cordoned,
                 lost=s.lost,
                 risk=RiskLevel.CRITICAL if s.uuid in loop.draining else loop.risks[s.uuid].level,
@@ -47,7 +47,7 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
         lease=loop.leases.get(record.kernel_id),
         used_bytes=record.used_bytes,
         suspended_bytes=record.suspended_bytes,
-        busy=record.busy or waiting or not record.ready,
+        busy=record.busy or waiting or not record.ready or record.about_to_run(now),
         waiting=waiting,
         started_s=started,
         expected_end_s=None if started is None or usual is None else max(now, started + usual),
@@ -68,13 +68,18 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
     )
 
 
-def _foreign_bytes(loop: ControlLoop, gpu_uuid: str) -> int:
+def foreign_bytes(loop: ControlLoop, gpu_uuid: str) -> int:
     """Return memory of processes that hold no lease of ours."""
     status = loop.gpu(gpu_uuid)
     if status.simulated or status.used_bytes is None:
         return 0
-    ours: set[int] = set()
+    by_pid = dict(status.processes)
+    own = 0
     for record in loop.kernels.values():
-        ours.update(record.port.pids())
-    own = sum(n for pid, n in status.processes if pid in ours)
+        lease = loop.leases.get(record.kernel_id)
+        if lease is not None and lease.gpu_uuid == gpu_uuid:
+            # What a kernel holds beyond what is booked for it (a CUDA context, another library's
+            # pool, all of an agentless kernel's) is as good as foreign.
+            held = sum(by_pid.get(pid, 0) for pid in record.port.pids())
+            own += min(held, max(lease.held_bytes, record.used_bytes))
     return max(0, status.used_bytes - own)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConflictError, GpuPredictError, NotFoundError
 
 WAITING = frozenset({"claim", "bind"})
-"""Kinds that only wait for memory: they stand in no other's way."""
+"""Kinds that only wait for memory: they stand in each other's way only."""
 
 
 @dataclass
@@ -43,14 +43,15 @@ class Operations:
         self._all: dict[str, Operation] = {}
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
-    def running_on(self, kernel_id: str) -> Operation | None:
-        """Return the operation that works on `kernel_id` now."""
+    def running_on(self, kernel_id: str, *, waiting: bool | None = None) -> Operation | None:
+        """Return an operation that is under way on `kernel_id`.
+
+        `waiting` looks only among those that wait for memory, or only among the others.
+        """
         for operation in self._all.values():
-            if (
-                operation.kernel_id == kernel_id
-                and operation.state == "running"
-                and (operation.kind not in WAITING)
-            ):
+            if operation.kernel_id != kernel_id or operation.state != "running":
+                continue
+            if waiting is None or waiting is (operation.kind in WAITING):
                 return operation
         return None
 
@@ -67,7 +68,7 @@ class Operations:
         ConflictError
             If another operation works on the same kernel.
         """
-        other = None if kind in WAITING else self.running_on(kernel_id)
+        other = self.running_on(kernel_id, waiting=kind in WAITING)
         if other is not None:
             raise ConflictError(
                 f"kernel {kernel_id}: {other.kind} {other.id} is under way; "

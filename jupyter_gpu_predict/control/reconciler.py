@@ -12,6 +12,7 @@ from ..core.migration.cost import Transfer
 from ..core.model import (
     Action,
     Bind,
+    Claim,
     Cordon,
     Lease,
     LeaseState,
@@ -94,22 +95,60 @@ class Reconciler:
         loop = self.loop
         claim = loop.claims.get(action.claim_id)
         record = loop.kernels.get(action.kernel_id)
-        if claim is None or record is None:
-            raise PlanOvertaken("the claim is gone")
+        if claim is None or record is None or record.working is not None:
+            raise PlanOvertaken("the claim is gone, or its kernel at work")
         before = loop.leases.get(action.kernel_id)
         lease = await loop.leases.bind(action.kernel_id, action.gpu_uuid, action.bytes)
+        if action.kernel_id not in loop.kernels:
+            await loop.leases.release(action.kernel_id)
+            raise PlanOvertaken("the kernel ended meanwhile")
+        grant = self._grant(action, claim, record, lease, before.state if before else None)
+        if claim.origin == "cell":
+            await grant
+            return
+        # Nobody's cell waits for it, but a cell that runs may hold its restore up for long.
+        record.working = "bind"
+        del loop.claims[claim.claim_id]
+
+        async def later() -> None:
+            try:
+                await grant
+            except PlanOvertaken as why:
+                loop.settle(claim.claim_id, ConflictError(f"claim {claim.claim_id}: {why}"))
+            finally:
+                record.working = None
+
+        self._spawn(later())
+
+    async def _grant(
+        self,
+        action: Bind,
+        claim: Claim,
+        record: KernelRecord,
+        lease: Lease,
+        before: LeaseState | None,
+    ) -> None:
+        """Tell the kernel its grant and book it, or put the lease back."""
+        loop = self.loop
+        cell = claim.origin == "cell"
+        waits = any(
+            c.kernel_id == record.kernel_id and c.origin == "cell" for c in loop.claims.values()
+        )
         try:
             await record.port.bind(
                 lease,
                 cap_bytes=loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
-                claim_id=claim.claim_id if claim.origin == "cell" else None,
-                restore=claim.origin != "cell" and record.suspended_bytes > 0,
+                claim_id=claim.claim_id if cell else None,
+                # A cell that waits brings the state back by itself, once its own claim is granted.
+                restore=not cell and record.suspended_bytes > 0 and not waits,
                 peaks=record.peaks,
             )
         except GpuPredictError as error:
             loop.claim_ended(claim.claim_id, str(error))
-            await self._unbind(record, before.state if before else None)
+            await self._unbind(record, before)
             raise PlanOvertaken(str(error)) from error
+        if cell:
+            record.granted_s = loop.clock()
         loop.claims.pop(claim.claim_id, None)
         loop.settle(claim.claim_id)
         record.decided(loop.clock(), "bind", action.reason)
@@ -134,6 +173,9 @@ class Reconciler:
         elif before is None:
             await loop.leases.release(record.kernel_id)
         elif (lease := loop.leases.get(record.kernel_id)) is not None:
+            if record.kernel_id not in loop.kernels:
+                await loop.leases.release(record.kernel_id)
+                return
             await loop.leases.resize(record.kernel_id, min(lease.bytes, record.used_bytes))
 
     async def _prebind(self, action: Prebind) -> None:
@@ -144,8 +186,12 @@ class Reconciler:
             await loop.leases.reserve(record.kernel_id, action.gpu_uuid, action.bytes, expires)
             self.loop.prebound(record, action.gpu_uuid, action.bytes, 0, action.reason)
             return
-        lease = await loop.leases.bind(record.kernel_id, action.gpu_uuid, action.bytes)
         record.working = "prebind"
+        try:
+            lease = await loop.leases.bind(record.kernel_id, action.gpu_uuid, action.bytes)
+        except BaseException:
+            record.working = None
+            raise
 
         async def restore() -> None:
             try:
@@ -262,9 +308,9 @@ class Reconciler:
             raise PlanOvertaken("the kernel is gone or at work")
         if lease.state is LeaseState.SUSPENDED:
             raise PlanOvertaken("its memory was taken back already")
-        epoch = await loop.leases.next_epoch_for_suspend(kernel_id)
         record.working = "reclaim"
         try:
+            epoch = await loop.leases.next_epoch_for_suspend(kernel_id)
             answer = await record.port.reclaim(epoch, wait=wait)
         except GpuPredictError as error:
             record.keep(str(error), loop.clock())
@@ -274,6 +320,7 @@ class Reconciler:
         freed = int(answer["freed_bytes"])
         record.used_bytes = int(answer["resident_bytes"])
         record.suspended_bytes = int(answer["suspended_bytes"])
+        record.measured_s = loop.clock()
         record.kept = [(str(why), int(size)) for why, size in answer.get("kept", ())]
         record.prebound = None
         await loop.leases.suspend(kernel_id, epoch, record.used_bytes)

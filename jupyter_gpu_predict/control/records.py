@@ -11,6 +11,9 @@ from .ports import KernelPort
 
 DUTY_WINDOW_S = 600.0
 
+GRANT_S = 60.0
+"""How long a granted cell may take to bring its state back before it begins."""
+
 KEEP_RETRY_S = 5.0
 """How long a kernel that refused to give its memory back is left alone."""
 
@@ -40,6 +43,9 @@ class KernelRecord:
     running_since_s: float | None = None
     running_digest: str | None = None
     last_used_s: float = 0.0
+    granted_s: float | None = None
+    overdrawn: bool = False
+    measured_s: float = 0.0
     pinned: bool = False
     priority: int = 0
     queued_runs: int = 0
@@ -64,6 +70,10 @@ class KernelRecord:
     def busy(self) -> bool:
         """Whether a cell runs."""
         return self.running_since_s is not None
+
+    def about_to_run(self, now_s: float) -> bool:
+        """Whether a cell was just granted its claim and has not yet said that it runs."""
+        return self.granted_s is not None and now_s - self.granted_s < GRANT_S
 
     def keeps(self, now_s: float) -> str | None:
         """Why the kernel's memory must not be taken now."""

@@ -53,6 +53,7 @@ class Recorder:
         self._settling = False
         self._settling_since = 0.0
         self._last_end = 0.0
+        self.running_digest: str | None = None
         self._inexact = False
         self._ended: list[CellRunMessage] = []
         self._usual_s: dict[str, float] = {}
@@ -65,6 +66,7 @@ class Recorder:
             return
         run = Run(cell_id, source_digest(code), time.time())
         self._running.run = run
+        self.running_digest = run.digest
         # A notice wakes ipykernel's thread for iopub, with which every system call after it would
         # have to share the interpreter.
         self.meter.begin()
@@ -78,6 +80,7 @@ class Recorder:
             self._settle(exact="torch" not in sys.modules)
             return
         before = self.used_bytes
+        self.running_digest = None
         peak = self.meter.end()
         end_s = time.time()
         self.used_bytes = peak.end_bytes
@@ -99,7 +102,9 @@ class Recorder:
         )
         if len(self._usual_s) >= REMEMBERED_CELLS:
             self._usual_s.clear()
-        self._usual_s[run.digest] = end_s - run.start_s
+        # A cell that failed at once this time may run long again: the longest counts, fading.
+        usual_s = self._usual_s.get(run.digest, 0.0) / 2
+        self._usual_s[run.digest] = max(usual_s, end_s - run.start_s)
         short = end_s - run.start_s < SHORT_S and self.used_bytes == before
         if not short:
             self.tell_runs()

@@ -52,7 +52,7 @@ class Requests:
         if request.server_pid:
             agent.orphan_watch.adopted_by(request.server_pid)
         agent.recorder.tell_runs()
-        agent.notify_state("described")
+        agent.notify_state("described", running_digest=agent.recorder.running_digest)
         torch = sys.modules.get("torch")
         return {
             "status": "ok",
@@ -91,13 +91,14 @@ class Requests:
             with agent.lock:
                 agent._take(grant)
             return {"status": "ok", "granted": False, "restored_bytes": 0}
-        return self._restore_in_place(request, grant)
+        return self._restore_in_place(grant, time.monotonic() + request.deadline_s)
 
-    async def _restore_in_place(self, request: m.BindRequest, grant: Grant) -> dict[str, Any]:
+    async def _restore_in_place(self, grant: Grant, until: float) -> dict[str, Any]:
         agent = self.agent
-        async with between_cells(agent, request.deadline_s):
+        async with between_cells(agent, until):
             started = time.perf_counter()
             with agent.lock:
+                agent.check_epoch(grant.epoch)
                 agent._take(grant)
                 before = agent.suspended_bytes
                 agent.restore_now("prebind")
@@ -116,17 +117,19 @@ class Requests:
         if agent.active and not request.wait:
             # Said here, because the loop where the rest runs belongs to the cell until it ends.
             raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
+        until = time.monotonic() + request.deadline_s
         if request.wait:
-            return self._reclaim(request)
+            return self._reclaim(request, until)
         busy = RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
-        return Prompt(self._reclaim(request), PROMPT_S, busy)
+        return Prompt(self._reclaim(request, until), PROMPT_S, busy)
 
-    async def _reclaim(self, request: m.ReclaimRequest) -> dict[str, Any]:
+    async def _reclaim(self, request: m.ReclaimRequest, until: float) -> dict[str, Any]:
         agent = self.agent
         async with contextlib.AsyncExitStack() as stack:
             if request.wait:
-                await stack.enter_async_context(between_cells(agent, request.deadline_s))
+                await stack.enter_async_context(between_cells(agent, until))
             with agent.lock:
+                agent.check_epoch(request.epoch)
                 if agent.active:
                     raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
                 if reason := agent.keep_reason():
@@ -159,8 +162,11 @@ class Requests:
         """End a claim without a grant."""
         return {"status": "ok", "waits": self.agent.gate.refuse(request.claim_id, request.reason)}
 
-    async def snapshot(self, request: m.SnapshotRequest) -> dict[str, Any]:
+    def snapshot(self, request: m.SnapshotRequest) -> Any:
         """Save the namespace between cells; with `hold`, handle no shell message afterwards."""
+        return self._snapshot(request, time.monotonic() + request.deadline_s)
+
+    async def _snapshot(self, request: m.SnapshotRequest, until: float) -> dict[str, Any]:
         from .state import save_state
 
         agent = self.agent
@@ -168,7 +174,7 @@ class Requests:
             if agent.gate.waiting and not agent.active:
                 pass  # a cell that waits has not begun, and its process may be moved under it
             elif request.wait:
-                await stack.enter_async_context(between_cells(agent, request.deadline_s))
+                await stack.enter_async_context(between_cells(agent, until))
             elif agent.active:
                 raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
             with agent.lock:
@@ -177,12 +183,15 @@ class Requests:
                 agent.hold()
         return {"status": "ok", **report}
 
-    async def restore(self, request: m.RestoreRequest) -> dict[str, Any]:
+    def restore(self, request: m.RestoreRequest) -> Any:
         """Load a snapshot between cells."""
+        return self._restore(request, time.monotonic() + request.deadline_s)
+
+    async def _restore(self, request: m.RestoreRequest, until: float) -> dict[str, Any]:
         from .state import load_state
 
         agent = self.agent
-        async with between_cells(agent, request.deadline_s):
+        async with between_cells(agent, until):
             with agent.lock:
                 report = load_state(agent, request)
                 agent.recorder.measure()
@@ -217,8 +226,11 @@ class Requests:
 
 
 @contextlib.asynccontextmanager
-async def between_cells(agent: Agent, deadline_s: float) -> AsyncIterator[None]:
+async def between_cells(agent: Agent, until: float) -> AsyncIterator[None]:
     """Hold the shell's lock, so that no cell runs inside the block.
+
+    `until` is a deadline by the monotonic clock, taken when the request came in: this coroutine
+    begins only when the running cell lets the loop go, and by then nobody may wait for it.
 
     Raises
     ------
@@ -226,12 +238,16 @@ async def between_cells(agent: Agent, deadline_s: float) -> AsyncIterator[None]:
         If the running cell does not end before the deadline.
     """
     lock = agent.kernel._main_asyncio_lock
+    late = LinkTimeoutError(
+        f"kernel {agent.config.kernel_id} was busy until the deadline; nothing was changed"
+    )
+    left_s = until - time.monotonic()
+    if left_s <= 0:
+        raise late
     try:
-        await asyncio.wait_for(lock.acquire(), deadline_s)
+        await asyncio.wait_for(lock.acquire(), left_s)
     except asyncio.TimeoutError:
-        raise LinkTimeoutError(
-            f"kernel {agent.config.kernel_id} was busy for {deadline_s:g} s; nothing was changed"
-        ) from None
+        raise late from None
     try:
         yield
     finally:

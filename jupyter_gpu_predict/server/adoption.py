@@ -16,16 +16,12 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 from jupyter_server._tz import utcnow
 
 from ..core.model import Lease, LeaseState
-from ..errors import GpuPredictError
-from ..kernel import messages as m
 from ..kernel.provisioner import AdoptedProcess
 from ..store.records import KernelRecord
 from ..store.trace_store import Store
 from .fleet import Fleet
 
 log = logging.getLogger(__name__)
-
-LISTEN_TIMEOUT_S = 20.0
 
 
 class Adoption:
@@ -78,8 +74,9 @@ class Adoption:
                 try:
                     await self._adopt(fleet, record, leases.get(record.kernel_id))
                     adopted += 1
-                except (GpuPredictError, OSError, psutil.Error) as error:
-                    log.warning("Kernel %s could not be taken over: %s", record.kernel_id, error)
+                except Exception:
+                    # One kernel whose files are broken must not cost the others their server.
+                    log.exception("Kernel %s could not be taken over", record.kernel_id)
         return adopted
 
     async def _bury(self, record: KernelRecord, lease: Lease | None) -> None:
@@ -89,32 +86,28 @@ class Adoption:
         await asyncio.to_thread(self.store.forget_kernel, record.kernel_id)
 
     async def _adopt(self, fleet: Fleet, record: KernelRecord, lease: Lease | None) -> None:
-        km = self._manager(record)
-        mkm = self.mkm
-        mkm._kernels[record.kernel_id] = km
-        mkm._kernel_connections[record.kernel_id] = 0
+        km, mkm, kernel_id = self._manager(record), self.mkm, record.kernel_id
+        mkm._kernels[kernel_id] = km
+        mkm._kernel_connections[kernel_id] = 0
         try:
             link = fleet.connect(km)
             entry = fleet.record(km, link, record.notebook)
-            entry.ready = True
-            fleet.loop.kernels[record.kernel_id] = entry
-            await link.listen(LISTEN_TIMEOUT_S)
-            await link.request(m.ReleaseHoldRequest(), LISTEN_TIMEOUT_S)
-            await mkm._finish_kernel_start(record.kernel_id)
+            if lease is not None:
+                if lease.state is LeaseState.MIGRATING:
+                    lease = replace(lease, state=LeaseState.BOUND)
+                await fleet.loop.leases.adopt(lease)
+            await mkm._finish_kernel_start(kernel_id)
             km.start_restarter()
         except BaseException:
-            fleet.loop.kernels.pop(record.kernel_id, None)
-            mkm._kernels.pop(record.kernel_id, None)
-            mkm._kernel_connections.pop(record.kernel_id, None)
+            fleet.let_go(kernel_id)
+            mkm._kernels.pop(kernel_id, None)
+            mkm._kernel_connections.pop(kernel_id, None)
             raise
-        if lease is not None:
-            if lease.state is LeaseState.MIGRATING:
-                lease = replace(lease, state=LeaseState.BOUND)
-            await fleet.loop.leases.adopt(lease)
-        fleet.loop.event("kernel_adopted", kernel_id=record.kernel_id, notebook=record.notebook)
+        fleet.loop.event("kernel_adopted", kernel_id=kernel_id, notebook=record.notebook)
         fleet.loop.kernel_started(entry)
-        await asyncio.to_thread(self.remember, fleet, record.kernel_id)
+        await asyncio.to_thread(self.remember, fleet, kernel_id)
         await self._session(record)
+        fleet.greet(kernel_id)
 
     def _manager(self, record: KernelRecord) -> Any:
         km = self.mkm.kernel_manager_factory(

@@ -31,6 +31,9 @@ class ConnectionHub(Protocol):
     def connected(self, connection: Any) -> None:
         """Take note of a connection."""
 
+    def unanswered(self, kernel_id: str, session_key: str) -> OrderedDict[str, tuple[str, Any]]:
+        """Return what a tab sent and has no answer to; it outlives the tab's websocket."""
+
     def queue_changed(self, kernel_id: str) -> None:
         """Take note that the number of unanswered execute requests changed."""
 
@@ -51,8 +54,16 @@ def holding_class(base: type, hub: ConnectionHub) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.gpu_held: list[Any] = []
-            self.gpu_unanswered: OrderedDict[str, tuple[str, Any]] = OrderedDict()
+            self.gpu_closed = False
             hub.connected(self)
+
+        @property
+        def gpu_unanswered(self) -> OrderedDict[str, tuple[str, Any]]:
+            return hub.unanswered(self.kernel_id, self.session_key)
+
+        def disconnect(self) -> Any:
+            self.gpu_closed = True
+            return super().disconnect()
 
         def handle_incoming_message(self, incoming_msg: Any) -> None:
             channel, msg_id, msg_type = self._address(incoming_msg)
@@ -74,10 +85,8 @@ def holding_class(base: type, hub: ConnectionHub) -> type:
                 bytes(outgoing_msg[0]).startswith(TOPIC) or hub.is_own(outgoing_msg)
             ):
                 return
-            if channel == "shell" and self.gpu_unanswered:
-                answered = self.gpu_unanswered.pop(
-                    header_of(outgoing_msg, 1).get("msg_id", ""), None
-                )
+            if channel == "shell" and (unanswered := self.gpu_unanswered):
+                answered = unanswered.pop(header_of(outgoing_msg, 1).get("msg_id", ""), None)
                 if answered is not None and answered[0] == "execute_request":
                     hub.queue_changed(self.kernel_id)
             super().handle_outgoing_message(stream, outgoing_msg)
@@ -90,10 +99,6 @@ def holding_class(base: type, hub: ConnectionHub) -> type:
             held, self.gpu_held = self.gpu_held, []
             for message in held:
                 self._pass_on(*self._address(message), message)
-
-        def gpu_queued(self) -> int:
-            """Return the number of execute requests sent and not answered."""
-            return sum(t == "execute_request" for t, _ in self.gpu_unanswered.values())
 
         def _address(self, incoming_msg: Any) -> tuple[str, str, str]:
             """Return channel, message id and message type."""
@@ -115,3 +120,14 @@ def holding_class(base: type, hub: ConnectionHub) -> type:
 
     HoldingConnection.__name__ = f"Holding{base.__name__}"
     return HoldingConnection
+
+
+def send_for(session: Any, stream: Any, incoming_msg: Any) -> None:
+    """Send a websocket message to a kernel for a tab whose websocket is closed."""
+    if isinstance(incoming_msg, bytes):
+        _, parts = deserialize_msg_from_ws_v1(incoming_msg)
+        session.send_raw(stream, parts)
+    else:
+        message = json.loads(incoming_msg)
+        message.pop("channel", None)
+        session.send(stream, message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from ..control.loop import ControlLoop
 from ..control.records import KernelRecord
 from ..core.migration.cost import Transfer
 from ..core.model import CellRun, Claim, Lease, LeaseState, Outcome
-from ..errors import GpuPredictError
+from ..errors import GpuPredictError, LinkTimeoutError
 from ..kernel import messages as m
 from ..kernel.provisioner import is_python
 from .calls import Calls
+from .connection import send_for
 from .inputs import size_bytes
 from .link import KernelAgentLink
 from .paths import Paths
@@ -25,6 +27,7 @@ from .paths import Paths
 log = logging.getLogger(__name__)
 
 BOOT_TIMEOUT_S = 60.0
+GREET_TIMEOUT_S = 20.0
 
 
 class Fleet:
@@ -54,6 +57,7 @@ class Fleet:
         self._forget = forget
         self._held: dict[str, int] = {}
         self._own_sessions: dict[bytes, str] = {}
+        self._unanswered: dict[str, dict[str, OrderedDict[str, tuple[str, Any]]]] = {}
         self._connections: WeakSet[Any] = WeakSet()
         self._boots: dict[str, asyncio.Task[None]] = {}
         self._placing = asyncio.Lock()
@@ -92,9 +96,8 @@ class Fleet:
                     or (risk and risk.level == "critical")
                 ):
                     continue
-                leases = loop.leases.on(status.uuid)
-                free = status.total_bytes - sum(lease.held_bytes for lease in leases)
-                rooms.append((free, -len(leases), -status.index, status.uuid))
+                room = loop.free_bytes(status.uuid)
+                rooms.append((room, -len(loop.leases.on(status.uuid)), -status.index, status.uuid))
             if not rooms:
                 return None
             free, _, _, uuid = max(rooms)
@@ -204,6 +207,33 @@ class Fleet:
             self.release(kernel_id, repeat_unanswered=False)
             self.loop.wake()
 
+    def greet(self, kernel_id: str) -> None:
+        """Wait in the background until an adopted kernel answers, however long its cell lasts."""
+        self._boots[kernel_id] = asyncio.ensure_future(self._greet(kernel_id))
+
+    async def _greet(self, kernel_id: str) -> None:
+        link, record = self.links[kernel_id], self.loop.kernel(kernel_id)
+        while is_python(self.managers[kernel_id].kernel_spec):
+            try:
+                await link.listen(GREET_TIMEOUT_S)
+                # The last server may have died in the middle of a move.
+                await link.request(m.ReleaseHoldRequest(), GREET_TIMEOUT_S)
+                break
+            except LinkTimeoutError:
+                log.info("Kernel %s is too busy to answer; it is kept", kernel_id)
+            except GpuPredictError as error:
+                log.warning("Kernel %s was taken over but does not speak: %s", kernel_id, error)
+                break
+        record.ready = True
+        self.loop.wake()
+
+    def let_go(self, kernel_id: str) -> None:
+        """Close the link to a kernel and forget its manager."""
+        link = self.links.pop(kernel_id, None)
+        if link is not None:
+            self.disown(link)
+        self.managers.pop(kernel_id, None)
+
     async def ended(self, km: Any, *, restart: bool) -> None:
         """Let go of a kernel that was shut down or is being restarted."""
         if self._closed:
@@ -214,10 +244,9 @@ class Fleet:
     async def _drop(self, kernel_id: str, reason: str) -> None:
         if (task := self._boots.pop(kernel_id, None)) is not None and not task.done():
             task.cancel()
-        link = self.links.pop(kernel_id, None)
-        if link is not None:
-            self.disown(link)
-        self.managers.pop(kernel_id, None)
+        self.let_go(kernel_id)
+        # The next process of this id has nothing to do with what the last one left undone.
+        self._unanswered.pop(kernel_id, None)
         await self.loop.kernel_ended(kernel_id, reason)
         await asyncio.to_thread(self._forget, kernel_id)
 
@@ -247,8 +276,25 @@ class Fleet:
             self._held[kernel_id] = left
             return
         self._held.pop(kernel_id, None)
-        for connection in self.connections(kernel_id):
+        connections = self.connections(kernel_id)
+        for connection in connections:
             connection.gpu_release(repeat_unanswered=repeat_unanswered)
+        if repeat_unanswered:
+            self._repeat_for_closed_tabs(kernel_id, {c.session_key for c in connections})
+
+    def _repeat_for_closed_tabs(self, kernel_id: str, open_tabs: set[str]) -> None:
+        """Let a run-all go on whose tab is closed; its answers wait in Jupyter's buffer."""
+        link, km = self.links[kernel_id], self.managers[kernel_id]
+        buffer = km.parent._kernel_buffers.get(kernel_id) or {}
+        for session_key, messages in self._unanswered.get(kernel_id, {}).items():
+            if session_key in open_tabs:
+                continue
+            kept = buffer.get("session_key") == session_key and buffer.get("channels")
+            stream = buffer["channels"]["shell"] if kept else link.wire.shell
+            for _, message in list(messages.values()):
+                send_for(link.wire.session, stream, message)
+            if not kept:
+                messages.clear()  # nobody will hear the answers
 
     def holding(self, kernel_id: str) -> bool:
         """Whether messages for this kernel are held now."""
@@ -256,7 +302,15 @@ class Fleet:
 
     def connections(self, kernel_id: str) -> list[Any]:
         """Return the open websocket connections to a kernel."""
-        return [c for c in self._connections if c.kernel_id == kernel_id and c.channels]
+        return [
+            c
+            for c in self._connections
+            if c.kernel_id == kernel_id and c.channels and not c.gpu_closed
+        ]
+
+    def unanswered(self, kernel_id: str, session_key: str) -> OrderedDict[str, tuple[str, Any]]:
+        """Return what a tab sent and has no answer to."""
+        return self._unanswered.setdefault(kernel_id, {}).setdefault(session_key, OrderedDict())
 
     def connected(self, connection: Any) -> None:
         """Take note of a connection."""
@@ -273,7 +327,11 @@ class Fleet:
         record = self.loop.kernels.get(kernel_id)
         if record is None:
             return
-        unanswered = sum(c.gpu_queued() for c in self.connections(kernel_id))
+        unanswered = sum(
+            kind == "execute_request"
+            for messages in self._unanswered.get(kernel_id, {}).values()
+            for kind, _ in messages.values()
+        )
         before = record.queued_runs
         record.queued_runs = max(0, unanswered - 1)
         if record.queued_runs > before:
@@ -342,6 +400,9 @@ class Fleet:
             return
         record.used_bytes = notice.used_bytes
         record.suspended_bytes = notice.suspended_bytes
+        if notice.event == "described" and notice.running_digest and not record.busy:
+            record.running_since_s = loop.clock()
+            record.running_digest = notice.running_digest
         if notice.event == "restored":
             loop.learned(Transfer.RESTORE, notice.bytes, notice.seconds)
             lease = loop.leases.get(record.kernel_id)

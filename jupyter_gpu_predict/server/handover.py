@@ -8,8 +8,10 @@ are held, and the old process goes only when all of them have heard the new one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from jupyter_client.connect import port_names
@@ -25,8 +27,15 @@ class Handover:
     """The swap of one kernel; until `commit` all of it can be undone."""
 
     def __init__(
-        self, km: Any, standby: Standby, link: KernelAgentLink, connections: list[Any]
+        self,
+        km: Any,
+        standby: Standby,
+        link: KernelAgentLink,
+        connections: list[Any],
+        still_wanted: Callable[[], None],
     ) -> None:
+        self.still_wanted = still_wanted
+        self.reaping: asyncio.Future[Any] | None = None
         self.link = link
         self.km = km
         self.mkm = km.parent
@@ -50,6 +59,7 @@ class Handover:
                 self._old_streams.append((connection, old))
                 connection.create_stream()
             await asyncio.gather(*(self._heard(c.channels["iopub"]) for c in self.connections))
+            self.still_wanted()
         except BaseException:
             self._undo()
             raise
@@ -106,8 +116,10 @@ class Handover:
                 stream.close()
             for stream in connection.channels.values():
                 stream.on_recv_stream(connection.handle_outgoing_message)
-        os.killpg(old_pgid, signal.SIGKILL)
-        former.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(old_pgid, signal.SIGKILL)
+        # A process stuck in the driver of a failing GPU may take long to die.
+        self.reaping = asyncio.ensure_future(asyncio.to_thread(former.wait))
 
     def _swap_buffer(self) -> None:
         """Let the buffer of a closed tab go on with the new process."""

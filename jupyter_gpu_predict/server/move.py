@@ -18,7 +18,7 @@ from ..core.migration.machine import (
     undo_steps,
 )
 from ..core.model import LeaseState
-from ..errors import GpuPredictError, KernelLinkError
+from ..errors import ConflictError, GpuPredictError, KernelLinkError
 from ..kernel import messages as m
 from ..snapshots.folder import SnapshotFolder
 from .fleet import Fleet
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 QUIET_DEADLINE_S = 300.0
 """How long a move or snapshot waits for the running cell."""
 
+OLD_GONE_S = 2.0
+"""How long a move waits to see the killed process gone; it is killed in any case."""
+
 STANDBY_EPOCH = 0
 """Epoch of a standby's agent, older than any lease, so that the first real command is newer."""
 
@@ -41,8 +44,14 @@ class Move:
     """Carries a migration out; until the ports are switched the old kernel can simply go on."""
 
     def __init__(
-        self, fleet: Fleet, record: KernelRecord, link: KernelAgentLink, migration: Migration
+        self,
+        fleet: Fleet,
+        record: KernelRecord,
+        link: KernelAgentLink,
+        migration: Migration,
+        remember: Callable[[str], None],
     ) -> None:
+        self._remember = remember
         self.fleet = fleet
         self.loop = fleet.loop
         self.record = record
@@ -85,20 +94,35 @@ class Move:
             await self._verify(standby, captured)
             self._advance(MigrationEvent.STATE_VERIFIED)
             tell(0.8)
-            await Handover(
-                self.manager, self.standby, standby, self.fleet.connections(self.kernel_id)
-            ).commit()
+            handover = Handover(
+                self.manager,
+                self.standby,
+                standby,
+                self.fleet.connections(self.kernel_id),
+                self._still_wanted,
+            )
+            await handover.commit()
             self._advance(MigrationEvent.PORTS_SWITCHED)
         except BaseException as error:
             await self._abort(str(error) or type(error).__name__)
             raise
+        await asyncio.to_thread(self._remember, self.kernel_id)
         await self._settle(standby)
+        if handover.reaping is not None:
+            await asyncio.wait([handover.reaping], timeout=OLD_GONE_S)
         self._advance(MigrationEvent.OLD_GONE)
         self._holding = False
         self.fleet.release(self.kernel_id, repeat_unanswered=True)
         pause_s = time.perf_counter() - paused
         await self._discard_capture()
         return pause_s
+
+    def _still_wanted(self) -> None:
+        """Give way to whoever restarted or shut the kernel down meanwhile."""
+        if self.fleet.links.get(self.kernel_id) is not self.link:
+            raise ConflictError(
+                f"kernel {self.kernel_id} was restarted or ended while it moved; the move is undone"
+            )
 
     def _advance(self, event: MigrationEvent, reason: str | None = None) -> None:
         self.migration = advance(self.migration, event, now_s=self.loop.clock(), reason=reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
@@ -137,7 +136,7 @@ class Relauncher:
         lease = self.loop.leases.get(record.kernel_id)
         rooms = sorted(
             (
-                (self._free_bytes(g.uuid), g.uuid)
+                (self.loop.free_bytes(g.uuid), g.uuid)
                 for g in (self.loop.last_view.gpus if self.loop.last_view else ())
                 if takes_new_leases(g) and (lease is None or g.uuid != lease.gpu_uuid)
             ),
@@ -149,14 +148,6 @@ class Relauncher:
                 "another GPU and none has that much free; free some or reclaim an idle kernel"
             )
         return rooms[0][1]
-
-    def _free_bytes(self, gpu_uuid: str) -> int:
-        leases = self.loop.leases.on(gpu_uuid)
-        arriving = sum(
-            r.target_bytes for r in self.loop.kernels.values() if r.target_gpu_uuid == gpu_uuid
-        )
-        total = self.loop.gpu(gpu_uuid).total_bytes
-        return total - arriving - sum(lease.held_bytes for lease in leases)
 
     async def migrate(
         self,
@@ -197,7 +188,7 @@ class Relauncher:
         }
         loop.event("migration_started", **move, gpu_uuid=lease.gpu_uuid, reason=reason)
         try:
-            moving = Move(self.fleet, record, link, migration)
+            moving = Move(self.fleet, record, link, migration, self._remember)
             pause_s = await moving.run(progress or (lambda _: None))
         except BaseException as error:
             why = str(error) or type(error).__name__
@@ -213,7 +204,6 @@ class Relauncher:
             "notes": moving.notes,
         }
         loop.event("migrated", **move, **timing, gpu_uuid=target_gpu_uuid, reason=reason)
-        await asyncio.to_thread(self._remember, kernel_id)
         return {**move, **timing, "gpu_uuid": target_gpu_uuid, "rung": Rung.RELAUNCH.value}
 
     def _checked(
@@ -233,7 +223,7 @@ class Relauncher:
                 "uncordon it or choose another"
             )
         wanted = _moving_bytes(record, lease, wanted_bytes)
-        free = self._free_bytes(target)
+        free = self.loop.free_bytes(target)
         if wanted > free:
             raise ConflictError(
                 f"GPU {target} has {format_bytes(max(0, free))} free and kernel {kernel_id} "

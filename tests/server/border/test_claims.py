@@ -149,7 +149,7 @@ def test_a_claim_past_its_deadline_fails_and_says_so(
     run(look())
 
 
-def test_a_kernel_has_one_operation_at_a_time(
+def test_a_kernel_has_one_claim_at_a_time_and_can_be_saved_meanwhile(
     server: TestServer, run: Run[Any], pinned: list[Notebook], claimant: Notebook
 ) -> None:
     async def look() -> None:
@@ -157,14 +157,13 @@ def test_a_kernel_has_one_operation_at_a_time(
         for kind, body in (
             ("claim", {"bytes": 1}),
             ("bind", {}),
-            ("snapshot", {}),
-            ("migrate", {}),
         ):
             path = f"{API}/kernels/{claimant.kernel_id}/{kind}"
             status, model = await server.request("POST", path, body)
             assert (status, model["reason"]) == (409, "conflict")
             assert started["id"] in model["message"]
         assert len((await server.kernel(claimant))["waiting"]) == 1
+        assert (await server.do(claimant, "snapshot"))["state"] == "done"
         await server.end(claimant)
         ended = await server.operation(started)
         assert (ended["state"], ended["code"]) == ("failed", "conflict")
