@@ -154,6 +154,49 @@ def test_a_run_all_in_the_queue_goes_on_in_the_new_process(
     run(story())
 
 
+def test_a_move_repeats_nothing_from_before_a_restart(server: TestServer, run: Run[Any]) -> None:
+    async def story() -> None:
+        notebook = await server.opened("restarted.ipynb", "import time")
+        mark = server.root / "marks"
+        await notebook.start("time.sleep(300)")
+        await notebook.start(f"open({str(mark)!r}, 'a').write('x')")
+        await asyncio.sleep(1)
+        await server.post(f"api/kernels/{notebook.kernel_id}/restart")
+        assert (await notebook.run("fresh = 1")).status == "ok"
+        assert (await server.kernel(notebook))["queued_runs"] == 0
+        moved = await migrate(server, notebook)
+        assert moved["state"] == "done", moved
+        assert (await notebook.run("fresh")).text == "1"
+        assert not mark.exists()
+        await server.end(notebook)
+
+    run(story())
+
+
+def test_a_run_all_goes_on_after_its_tab_was_closed_and_opened_again(
+    server: TestServer, run: Run[Any]
+) -> None:
+    async def story() -> None:
+        notebook = await server.opened("closed.ipynb", "import time; order = []")
+        for i in range(5):
+            await notebook.start(f"time.sleep(0.8); order.append({i})")
+        await asyncio.sleep(0.3)
+        await notebook.close()
+        again = Notebook(server, notebook.kernel_id)
+        again.session = notebook.session
+        await again.connect()
+        moved = await migrate(server, again)
+        assert moved["state"] == "done", moved
+        await until(lambda: _says(again, "order", "[0, 1, 2, 3, 4]"))
+        await server.end(again)
+
+    run(story())
+
+
+async def _says(notebook: Notebook, code: str, text: str) -> bool:
+    return (await notebook.run(code)).text == text
+
+
 def test_suspended_state_moves_without_coming_back(
     server: TestServer, run: Run[Any], trained: Notebook
 ) -> None:
