@@ -79,6 +79,7 @@ class ForecastRounds:
             model=forecast.model,
             basis=forecast.basis,
             pinball=forecast.backtest.pinball if forecast.backtest else None,
+            coverage=forecast.backtest.coverage if forecast.backtest else None,
             candidates={c.model: round(c.pinball, 6) for c in forecast.candidates},
             need_15s=forecast.need_probability(15),
             memory_high_bytes=int(forecast.memory_bytes(60).high),

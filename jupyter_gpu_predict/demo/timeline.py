@@ -114,9 +114,14 @@ def _detail(event: Mapping[str, Any]) -> str:
     kind = event["kind"]
     size = format_bytes(event["bytes"]) if event.get("bytes") else ""
     if kind == "forecast":
+        score = (
+            "no backtest yet"
+            if event.get("pinball") is None
+            else f"pinball {event['pinball']:.3f}, 80 % interval covered {event['coverage']:.0%}"
+        )
         return (
-            f"by {event['model']}: P(needed in 15 s) {event['need_15s']:.2f}, "
-            f"at most {format_bytes(event['memory_high_bytes'])} (90 %)"
+            f"P(needed in 15 s) {event['need_15s']:.2f}, at most "
+            f"{format_bytes(event['memory_high_bytes'])} (90 %), by {event['model']} ({score})"
         )
     if kind == "bound" and event.get("waited_s", 0) > 0.25:
         return f"{size} after {event['waited_s']:.1f} s. {event['reason']}"
