@@ -65,6 +65,7 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
         movable=record.port.has_agent and record.working is None and now >= record.no_move_before_s,
         target_gpu_uuid=record.target_gpu_uuid,
         target_bytes=record.target_bytes,
+        age_s=now - record.started_s,
     )
 
 

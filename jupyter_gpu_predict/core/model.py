@@ -310,7 +310,8 @@ class KernelView:
     must not be suspended now (``None`` if it may be). `has_agent` is false for kernels that only
     the driver can see. While `migrating`, `target_bytes` are set aside for it on
     `target_gpu_uuid`. `movable` says that a claim of this kernel may be granted on another GPU by
-    moving its state there first, also while a cell waits in it.
+    moving its state there first, also while a cell waits in it. `age_s` is how long the kernel
+    has run, in seconds.
     """
 
     kernel_id: str
@@ -335,6 +336,7 @@ class KernelView:
     movable: bool = False
     target_gpu_uuid: str | None = None
     target_bytes: int = 0
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

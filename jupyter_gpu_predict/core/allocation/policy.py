@@ -8,6 +8,7 @@ from .ledger import Ledger
 from .prebind import prebind
 from .pressure import expire_reservations, relieve_overcommit
 from .risk_moves import cordon_failing, leave_failing, snapshot_at_warning
+from .spread import spread_out
 
 
 def decide(view: ClusterView) -> Plan:
@@ -22,6 +23,7 @@ def decide(view: ClusterView) -> Plan:
     - Claims are served by priority and age, and a later one passes an earlier one only where it
       takes nothing the earlier could use. No claim waits beside memory it may have.
     - What is left over is used ahead of need where forecasts make that worth its cost.
+    - Where kernels crowd a GPU and another has fallen free, an idle one goes there.
     """
     ledger = Ledger(view)
     ordered = in_order(ledger, view.claims)
@@ -31,5 +33,6 @@ def decide(view: ClusterView) -> Plan:
     relieve_overcommit(ledger)
     grant_claims(ledger, ordered)
     prebind(ledger)
+    spread_out(ledger)
     snapshot_at_warning(ledger)
     return Plan(view.now_s, tuple(ledger.actions))
