@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .core.sizes import format_bytes
 from .errors import DeviceError, GpuPredictError
+from .server import API
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-API = "jupyter-gpu-predict/api/v1"
 TIMEOUT_S = 10.0
 """How long a running server may take to answer."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..core.forecast.prior import choose_prior
 from ..core.model import CellRun, Forecast, Quantiles
 from ..errors import GpuPredictError
 from .ports import Forecasting
@@ -56,7 +58,7 @@ class ForecastRounds:
 
     async def _forecast(self, record: KernelRecord, now: float) -> None:
         runs = list(record.runs)
-        prior: list[CellRun] = []
+        prior: Sequence[CellRun] = ()
         basis = "kernel"
         last = record.forecast
         if last is None or last.basis != "kernel" or last.backtest is None:
@@ -103,14 +105,14 @@ class ForecastRounds:
             ),
         )
 
-    def _prior(self, record: KernelRecord) -> tuple[list[CellRun], str]:
+    def _prior(self, record: KernelRecord) -> tuple[Sequence[CellRun], str]:
         """Return what is known of the same notebook, or of the same cells, from earlier kernels."""
-        if record.notebook is not None:
-            runs = self._loop.store.cell_runs(notebook=record.notebook)
-            runs = [r for r in runs if r.kernel_id != record.kernel_id]
-            if runs:
-                return runs, "notebook"
-        digests = list({r.digest for r in record.runs})
-        runs = self._loop.store.cell_runs(digests=digests) if digests else []
-        runs = [r for r in runs if r.kernel_id != record.kernel_id]
-        return runs, "cells" if runs else "none"
+        notebook_runs = self._earlier(record, notebook=record.notebook) if record.notebook else []
+        digests = [] if notebook_runs else list({r.digest for r in record.runs})
+        return choose_prior(
+            notebook_runs, self._earlier(record, digests=digests) if digests else []
+        )
+
+    def _earlier(self, record: KernelRecord, **which: Any) -> list[CellRun]:
+        runs = self._loop.store.cell_runs(**which)
+        return [r for r in runs if r.kernel_id != record.kernel_id]

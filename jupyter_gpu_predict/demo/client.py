@@ -22,8 +22,8 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from ..errors import GpuPredictError, KernelLinkError, LinkTimeoutError
+from ..server import API
 
-API = "jupyter-gpu-predict/api/v1"
 LARGEST_MESSAGE = 1 << 30
 
 

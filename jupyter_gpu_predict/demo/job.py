@@ -17,6 +17,7 @@ from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
 from ..errors import GpuPredictError
+from ..server import API
 from ..server.events import SCHEMA_ID
 from ..store.trace_store import Store
 from . import client as c
@@ -147,16 +148,16 @@ class Job:
         total = sum(len(d.notebook.cells) for d in self.desks)
         while self.cells_done < total // 2:
             await asyncio.sleep(0.2)
-        gpus = (await self.server.get(f"{c.API}/gpus"))["gpus"]
+        gpus = (await self.server.get(f"{API}/gpus"))["gpus"]
         busiest = max(gpus, key=lambda g: len(g["leases"]))
         self.failed_gpu = busiest["uuid"]
         self.timeline.say(f"an uncontained ECC error is scripted on {self.failed_gpu}")
-        await self.server.post(f"{c.API}/gpus/{self.failed_gpu}/health", {"ecc_uncontained": 1})
+        await self.server.post(f"{API}/gpus/{self.failed_gpu}/health", {"ecc_uncontained": 1})
         end = time.time() + 90
         while time.time() < end:
             gpu = next(
                 g
-                for g in (await self.server.get(f"{c.API}/gpus"))["gpus"]
+                for g in (await self.server.get(f"{API}/gpus"))["gpus"]
                 if g["uuid"] == self.failed_gpu
             )
             if gpu["cordoned"] and not gpu["leases"]:
@@ -243,7 +244,7 @@ class Job:
         total = sum(len(n.cells) for n in self.notebooks)
         while True:
             with contextlib.suppress(OSError, GpuPredictError):
-                self.timeline.gpus = (await self.server.get(f"{c.API}/gpus"))["gpus"]
+                self.timeline.gpus = (await self.server.get(f"{API}/gpus"))["gpus"]
             total = sum(len(d.notebook.cells) for d in self.desks) or total
             self.timeline.progress = f"  {self.cells_done} of {total} cells run"
             await asyncio.sleep(0.5)

@@ -12,7 +12,8 @@ from tornado.httpclient import HTTPClientError
 
 from ..devices.doctor import Check
 from ..errors import GpuPredictError
-from .client import API, Notebook, ServerProcess
+from ..server import API
+from .client import Notebook, ServerProcess
 
 NAME = "agent in a real kernel"
 

@@ -13,10 +13,10 @@ from tornado.web import HTTPError, authenticated
 
 from ..control.operations import Operation
 from ..errors import BadInputError, GpuPredictError, NotFoundError
+from . import API as BASE
 from .api import Api
 from .inputs import known_fields, text
 
-BASE = "jupyter-gpu-predict/api/v1"
 AUTH_RESOURCE = "kernels"
 """Who may use kernels may use their GPUs."""
 

@@ -40,7 +40,6 @@ class LinkSession:
     """
 
     def __init__(self, km: Any, on_notice: Notice) -> None:
-        self._km = km
         self._on_notice = on_notice
         self.session = Session(key=km.session.key, signature_scheme=km.session.signature_scheme)
         self._pending: dict[str, asyncio.Future[dict[str, Any]]] = {}

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
+
+from live_server import until
 
 from jupyter_gpu_predict.demo.client import API, Notebook, ServerProcess
 
 Model = dict[str, Any]
-
-
-async def until(look: Callable[[], Awaitable[Any]], timeout_s: float = 60.0) -> Any:
-    """Wait for `look` to find something and return it."""
-    end = time.monotonic() + timeout_s
-    while not (found := await look()):
-        assert time.monotonic() < end, f"still {found!r} after {timeout_s:g} s"
-        await asyncio.sleep(0.05)
-    return found
 
 
 class Bench:
