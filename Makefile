@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
 
-.PHONY: install demo lab test test-gpu lint bench clean
+.PHONY: install demo lab test test-gpu lint bench peers clean
 
 install: $(STAMP)
 
@@ -33,8 +34,22 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: install
-	for file in benchmarks/bench_*.py benchmarks/*_overhead.py; do $(BIN)/python $$file --quick || exit 1; done
+# What the benchmarks compare with lives apart, over the libraries of $(VENV): pins of its own
+# disturb nothing, and both sides run the same Python, numpy and torch.
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: benchmarks/peers.txt $(STAMP)
+	rm -rf $(PEERS)
+	$(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -c 'import sys, sysconfig; \
+	  f = open(sysconfig.get_path("purelib") + "/over.pth", "w"); \
+	  f.write("import site; site.addsitedir(%r)\n" % sys.argv[1]); f.close()' \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	touch $@
+
+bench: install peers
+	for file in benchmarks/bench_*.py benchmarks/*_overhead.py benchmarks/snapshot.py; do $(BIN)/python $$file --quick || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

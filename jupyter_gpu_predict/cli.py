@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return demo(arguments[1:])
     options = _parser().parse_args(arguments)
-    commands = {"status": _status, "doctor": _doctor, "snapshots": _snapshots}
+    commands = {"status": _status, "doctor": _doctor}
     try:
+        if options.command == "snapshots":
+            from .cli_snapshots import run
+
+            return run(options)
         return commands[options.command](as_json=options.json)
     except GpuPredictError as error:
         print(f"jupyter gpu {options.command}: {error}", file=sys.stderr)
@@ -106,15 +109,18 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("status", "GPUs and kernels of the running servers"),
         ("doctor", "check the installation; each fault comes with its remedy"),
-        ("snapshots", "list the saved sessions"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    from .cli_snapshots import add_parser
+
+    add_parser(commands)
     commands.add_parser("demo", help="run the main job on simulated GPUs (demo --help says more)")
     return parser
 
 
-def _console() -> Console:
+def console_for_people() -> Console:
+    """Return a console that prints text as it is, wide enough where it is no terminal."""
     from rich.console import Console
 
     console = Console(markup=False, highlight=False, emoji=False)
@@ -123,7 +129,8 @@ def _console() -> Console:
     return console
 
 
-def _table(console: Console, title: str, columns: str, rows: Iterable[Sequence[str]]) -> None:
+def print_table(console: Console, title: str, columns: str, rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; `columns` are its heads, parted by ``|``."""
     from rich import box
     from rich.table import Table
 
@@ -135,7 +142,8 @@ def _table(console: Console, title: str, columns: str, rows: Iterable[Sequence[s
     console.print(table)
 
 
-def _print_json(model: Any) -> None:
+def print_json(model: Any) -> None:
+    """Print a model as JSON."""
     print(json.dumps(model, indent=2))
 
 
@@ -160,9 +168,9 @@ def _status(*, as_json: bool) -> int:
     servers = [_ask(server) for server in running_servers()]
     local = None if any(s["gpus"] for s in servers) else _local_gpus()
     if as_json:
-        _print_json({"servers": servers, "local": local})
+        print_json({"servers": servers, "local": local})
     else:
-        console = _console()
+        console = console_for_people()
         if not servers:
             console.print("No Jupyter server of this user is running.")
         for server in servers:
@@ -207,11 +215,13 @@ def _show_server(console: Console, server: dict[str, Any]) -> None:
     gpus, kernels = server["gpus"], server["kernels"]
     console.print(gpus["backend"], style="yellow" if gpus["simulated"] else None)
     title = "Simulated GPUs" if gpus["simulated"] else "GPUs"
-    _table(console, title, "GPU|name|held|state|risk|kernels", (_gpu_row(g) for g in gpus["gpus"]))
+    print_table(
+        console, title, "GPU|name|held|state|risk|kernels", (_gpu_row(g) for g in gpus["gpus"])
+    )
     if kernels:
         title = "Kernels on simulated GPUs" if gpus["simulated"] else "Kernels"
         columns = "kernel|notebook|state|GPU|used|suspended|last decision"
-        _table(console, title, columns, (_kernel_row(k) for k in kernels))
+        print_table(console, title, columns, (_kernel_row(k) for k in kernels))
     else:
         console.print("No kernels.")
 
@@ -266,7 +276,9 @@ def _show_local(console: Console, local: dict[str, Any]) -> None:
     console.print(local["backend"])
     if local["gpus"]:
         title = "GPUs of this machine (nothing is managed)"
-        _table(console, title, "GPU|name|used|state", (_local_row(gpu) for gpu in local["gpus"]))
+        print_table(
+            console, title, "GPU|name|used|state", (_local_row(gpu) for gpu in local["gpus"])
+        )
 
 
 def _local_row(gpu: dict[str, Any]) -> tuple[str, ...]:
@@ -286,7 +298,7 @@ def _doctor(*, as_json: bool) -> int:
     from .demo.probe import probe_agent
     from .server.doctor import check_all
 
-    console = _console()
+    console = console_for_people()
     if not as_json:
         console.print("Checking; a kernel is started for it, which takes some seconds.")
     checks = check_all()
@@ -295,10 +307,10 @@ def _doctor(*, as_json: bool) -> int:
         checks.append(probe_agent())
     failed = [check for check in checks if check.ok is False]
     if as_json:
-        _print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
+        print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
         return 1 if failed else 0
     words = {True: "ok", False: "FAILED", None: "does not apply"}
-    _table(
+    print_table(
         console,
         "jupyter gpu doctor",
         "check|result|detail",
@@ -309,76 +321,6 @@ def _doctor(*, as_json: bool) -> int:
     if not failed:
         console.print("All is well.", style="green")
     return 1 if failed else 0
-
-
-# --------------------------------------------------------------------------- snapshots
-
-
-def _snapshots(*, as_json: bool) -> int:
-    found = list(_catalogues())
-    if as_json:
-        _print_json([{"source": source, "snapshots": rows} for source, rows in found])
-        return 0
-    console = _console()
-    for source, rows in found:
-        if not rows:
-            console.print(f"There are no snapshots in {source}.")
-            continue
-        _table(
-            console,
-            f"Snapshots in {source}",
-            "name|taken|size|variables|notebook|id",
-            (
-                (
-                    row["name"],
-                    time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created_s"])),
-                    format_bytes(row["bytes"]),
-                    str(row["variables"]),
-                    row["notebook"] or "-",
-                    row["id"],
-                )
-                for row in rows
-            ),
-        )
-    return 0
-
-
-def _catalogues() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the catalogue of each running server that has one, or else the default folder's."""
-    asked = False
-    for server in running_servers():
-        try:
-            rows = server.get("snapshots")
-        except GpuPredictError as error:
-            print(f"jupyter gpu snapshots: {error}", file=sys.stderr)
-            continue
-        if rows is not None:
-            asked = True
-            yield server.url, rows
-    if asked:
-        return
-    from .server.doctor import data_paths
-    from .snapshots.folder import SnapshotFolder
-
-    folder = data_paths().snapshots
-    if not folder.is_dir():
-        yield f"{folder} (it does not exist yet)", []
-        return
-    yield (
-        str(folder),
-        [
-            {
-                "id": info.snapshot_id,
-                "name": info.name,
-                "created_s": info.created_s,
-                "kernel_id": info.kernel_id,
-                "notebook": info.notebook,
-                "bytes": info.nbytes,
-                "variables": info.variables,
-            }
-            for info in reversed(SnapshotFolder(folder).list())
-        ],
-    )
 
 
 if __name__ == "__main__":

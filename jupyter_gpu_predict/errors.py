@@ -14,7 +14,14 @@
     │   └── LinkTimeoutError       504
     ├── SnapshotError              500
     │   ├── SnapshotRefusedError   422
+    │   │   ├── SnapshotSignatureError   422
+    │   │   ├── SnapshotVersionError     422
+    │   │   ├── SnapshotDamagedError     422
+    │   │   └── SnapshotIncompleteError  422
+    │   ├── SnapshotCancelledError 409
     │   ├── StorageFullError       507
+    │   ├── StorageAccessError     502
+    │   ├── StorageUnavailableError 503
     │   └── TombstoneError         409
     └── StoreError                 500
 """
@@ -96,10 +103,44 @@ class SnapshotRefusedError(SnapshotError):
     status = 422
 
 
+class SnapshotSignatureError(SnapshotRefusedError):
+    """A manifest that is unsigned, altered or signed with another key."""
+
+
+class SnapshotVersionError(SnapshotRefusedError):
+    """A snapshot of a later format or of another Python version."""
+
+
+class SnapshotDamagedError(SnapshotRefusedError):
+    """A manifest or chunk whose bytes are not those that were written."""
+
+
+class SnapshotIncompleteError(SnapshotRefusedError):
+    """A snapshot that names a chunk which the store does not have."""
+
+
+class SnapshotCancelledError(SnapshotError):
+    """A save or restore that was cancelled; the store and the namespace are as before."""
+
+    status = 409
+
+
 class StorageFullError(SnapshotError):
-    """The disk has no room for a snapshot; the message names the path and the bytes."""
+    """The store has no room for a snapshot; the message names the place and the bytes."""
 
     status = 507
+
+
+class StorageAccessError(SnapshotError):
+    """The store refuses these credentials or this operation."""
+
+    status = 502
+
+
+class StorageUnavailableError(SnapshotError):
+    """The store does not answer, or the connection was lost half way."""
+
+    status = 503
 
 
 class TombstoneError(SnapshotError):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from live_server import Run, TestServer, running
 
 from jupyter_gpu_predict import __version__
 from jupyter_gpu_predict.cli import main
+from jupyter_gpu_predict.snapshots import capture, load_or_create_key, open_store
 
 
 @pytest.fixture
@@ -192,6 +194,115 @@ def test_a_server_without_the_extension(
         assert model["local"] is not None
 
 
+@pytest.fixture
+def saved(runtime: Path) -> str:
+    """A user without a server, and a snapshot of theirs; return its id."""
+    data = runtime.parent / "data" / "gpu-predict"
+    namespace: dict[str, Any] = dict(types.ModuleType("__main__").__dict__)
+    exec("import numpy as np; a = np.arange(5000.0); b = a[:9]; c = {'k': [1, {2}]}", namespace)
+    report = capture(
+        namespace,
+        open_store(data / "snapshots"),
+        load_or_create_key(data / "snapshot.key"),
+        name="before-lunch",
+        now_s=1.7e9,
+        kernel_id="k",
+    )
+    return report.snapshot_id
+
+
+def test_show_a_snapshot(saved: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["snapshots", "show", "before-lunch"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"before-lunch ({saved}): 4 variables" in shown
+    assert "a numpy.ndarray (5000,) float64; 39.13 KiB; shares with b" in shown
+    assert "['k'] list of 2" in shown
+    assert main(["snapshots", "show", saved, "--depth", "0", "--only", "c, a"]) == 0
+    shown = capsys.readouterr().out
+    assert "c  dict of 1" in shown
+    assert "['k']" not in shown
+    assert "b  numpy" not in shown
+    assert main(["snapshots", "--json", "show"]) == 0
+    model = json.loads(capsys.readouterr().out)
+    assert [v["label"] for v in model["variables"]] == ["np", "a", "b", "c"]
+
+
+def test_verify_a_snapshot(saved: str, runtime: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["snapshots", "verify", "before-lunch"]) == 0
+    assert "comes back as it was saved" in capsys.readouterr().out
+    assert main(["snapshots", "list", "--json"]) == 0
+    (catalogue,) = json.loads(capsys.readouterr().out)
+    assert catalogue["snapshots"][0]["verified"] is True
+    folder = runtime.parent / "data" / "gpu-predict" / "snapshots"
+    (pack,) = (folder / "packs").iterdir()
+    good = pack.read_bytes()
+    pack.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    assert main(["snapshots", "verify", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["verified"] is False
+    assert "damaged" in report["problems"][0]
+    assert main(["snapshots", "list"]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if saved in line)
+    assert " NO " in row
+
+
+def test_export_collect_and_delete(
+    saved: str, runtime: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.safetensors"
+    command = ["snapshots", "export", saved, "--format", "safetensors", "--output", str(out)]
+    assert main([*command, "--only", "a,b"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Wrote {out}" in shown
+    assert "b shares memory with a and was copied" in shown
+    assert out.stat().st_size > 40_072
+    assert main([*command, "--only", "c", "--json"]) == 1
+    assert "no arrays or tensors" in capsys.readouterr().err
+
+    assert main(["snapshots", "gc"]) == 0
+    assert "0 B freed" in capsys.readouterr().out
+    assert main(["snapshots", "delete", "no-such"]) == 1
+    assert "there is no snapshot 'no-such'" in capsys.readouterr().err
+    assert main(["snapshots", "delete", "before-lunch", saved, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"deleted": [saved]}
+    folder = runtime.parent / "data" / "gpu-predict" / "snapshots"
+    assert list((folder / "packs").iterdir()) == []
+    assert main(["snapshots", "show"]) == 1
+    assert "there are no snapshots" in capsys.readouterr().err
+
+
+def test_another_store_and_key(
+    saved: str, runtime: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = runtime.parent / "data" / "gpu-predict"
+    moved = tmp_path / "moved"
+    (data / "snapshots").rename(moved)
+    assert main(["snapshots", "show"]) == 1
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["snapshots", "--store", str(moved)]) == 0
+    assert "before-lunch" in capsys.readouterr().out
+    assert main(["snapshots", "show", "--store", moved.as_uri()]) == 0
+    key = data / "snapshot.key"
+    key.rename(tmp_path / "key")
+    capsys.readouterr()
+    assert main(["snapshots", "show", "--store", str(moved)]) == 1
+    assert "there is no key" in capsys.readouterr().err
+    assert not key.exists()
+    arguments = ["--store", str(moved), "--key", str(tmp_path / "key")]
+    assert main(["snapshots", *arguments, "show", saved]) == 0
+    load_or_create_key(key)
+    assert main(["snapshots", "show", "--store", str(moved)]) == 1
+    assert "another key" in capsys.readouterr().err
+    (data / "snapshots").mkdir()
+    config = runtime.parent / "config"
+    config.mkdir()
+    (config / "jupyter_server_config.json").write_text(
+        json.dumps({"GpuPredict": {"snapshot_store": str(moved)}})
+    )
+    assert main(["snapshots", "list"]) == 0
+    assert "before-lunch" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [(500, "answered 500: the store is on fire"), (302, "refuses its own token"), (403, "refuses")],
@@ -249,13 +360,23 @@ def test_doctor_through_the_jupyter_command(runtime: Path) -> None:
 
 
 def test_version_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, code in ((["--version"], 0), (["--help"], 0), ([], 2), (["nothing"], 2)):
+    for arguments, code in (
+        (["--version"], 0),
+        (["--help"], 0),
+        (["snapshots", "--help"], 0),
+        ([], 2),
+        (["nothing"], 2),
+        (["snapshots", "nothing"], 2),
+        (["snapshots", "export"], 2),
+        (["snapshots", "show", "--depth", "-1"], 2),
+    ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == code
     shown = capsys.readouterr()
     assert f"jupyter-gpu-predict {__version__}" in shown.out
-    for command in ("status", "doctor", "snapshots", "demo"):
+    actions = ("list", "show", "verify", "export", "gc", "delete")
+    for command in ("status", "doctor", "snapshots", "demo", *actions):
         assert command in shown.out
 
 

@@ -15,21 +15,18 @@ from ..core.model import (
     CellRun,
     Claim,
     ClusterView,
-    DemandSample,
     GpuStatus,
-    LeaseState,
     Plan,
     PolicySettings,
     Risk,
-    RiskLevel,
 )
-from ..core.risk import assess
 from ..errors import ConflictError, GpuPredictError, NotFoundError
+from .facts import Facts
 from .forecasts import ForecastRounds
 from .leases import LeaseBook
 from .observe import build_view, foreign_bytes
 from .operations import Operations
-from .ports import DeviceBackend, Forecasting, Moves, TraceStore
+from .ports import DeviceBackend, Forecasting, Moves, Saves, TraceStore
 from .reconciler import Reconciler
 from .records import KernelRecord
 from .write_behind import LULL_S, WriteBehind
@@ -37,8 +34,6 @@ from .write_behind import LULL_S, WriteBehind
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-SAMPLE_S = 5.0
-"""Grain of the demand series, `core.model.STEP_S`."""
 
 Emit = Callable[[str, dict[str, Any]], None]
 
@@ -74,14 +69,15 @@ class ControlLoop:
         self.last_view: ClusterView | None = None
         self.last_plan: Plan | None = None
         self.moves: Moves | None = None
+        self.saves: Saves | None = None
         self._emit = emit
         self._listeners: list[Callable[[str], None]] = []
         self._wake = asyncio.Event()
-        self._sampled_s = 0.0
         self._forecasts = ForecastRounds(self, forecasting, forecast_interval_s)
         self._writes = WriteBehind(store)
         self._waking: asyncio.TimerHandle | None = None
         self._settled: dict[str, asyncio.Future[None]] = {}
+        self._facts = Facts(self)
         self._reconciler = Reconciler(self)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -89,7 +85,7 @@ class ControlLoop:
 
     async def start(self) -> None:
         """Read the devices once and begin to loop."""
-        await self._read_devices()
+        await self._facts.read_devices()
         self._tasks = [
             asyncio.ensure_future(self._run()),
             asyncio.ensure_future(self._writes.run()),
@@ -125,9 +121,13 @@ class ControlLoop:
         """Log an event and tell subscribers."""
         now = self.clock()
         self.later(lambda: self.store.add_event(now, kind, data))
-        self._emit(kind, {"t_s": now, **data})
+        self.tell(kind, **data)
         for listener in self._listeners:
             listener(kind)
+
+    def tell(self, kind: str, /, **data: Any) -> None:
+        """Tell subscribers something that is not worth keeping."""
+        self._emit(kind, {"t_s": self.clock(), **data})
 
     def on_event(self, listener: Callable[[str], None]) -> None:
         """Call `listener` with the kind of every event."""
@@ -156,102 +156,12 @@ class ControlLoop:
 
     async def tick(self) -> None:
         """Observe, decide and act once."""
-        await self._read_devices()
-        await self._bury_the_dead()
-        await self._note_facts()
-        self._sample()
+        await self._facts.gather()
         view = build_view(self)
         plan = decide(view)
         self.last_view, self.last_plan = view, plan
         await self._reconciler.carry_out(plan)
         self._forecasts.refresh()
-
-    # ------------------------------------------------------------------ observing
-
-    async def _read_devices(self) -> None:
-        memory: dict[str, dict[int, int]] = {}
-        for record in self.kernels.values():
-            lease, pid = self.leases.get(record.kernel_id), record.port.pid
-            if lease is not None and pid is not None:
-                memory.setdefault(lease.gpu_uuid, {})[pid] = record.used_bytes
-        self.backend.account(memory)
-        before = {s.uuid: s for s in self.statuses}
-        self.statuses = await asyncio.to_thread(self.backend.read)
-        for status in self.statuses:
-            risk = assess(status.uuid, status, before.get(status.uuid), self.clock())
-            self._note_risk(risk)
-
-    def _note_risk(self, risk: Risk) -> None:
-        known = self.risks.get(risk.gpu_uuid)
-        if known is not None and known.level is RiskLevel.CRITICAL:
-            return  # hard evidence stands until somebody uncordons the GPU
-        self.risks[risk.gpu_uuid] = risk
-        if risk.level is not (RiskLevel.NONE if known is None else known.level):
-            self.event(
-                "risk",
-                gpu_uuid=risk.gpu_uuid,
-                level=risk.level.value,
-                evidence=list(risk.evidence),
-            )
-
-    async def _bury_the_dead(self) -> None:
-        for record in list(self.kernels.values()):
-            if record.working is None and not await record.port.alive():
-                await self.kernel_ended(record.kernel_id, "its process is gone")
-
-    async def _note_facts(self) -> None:
-        """Book what kernels hold by now, whatever was planned for them."""
-        for record in list(self.kernels.values()):
-            if record.working is not None:
-                continue
-            lease = self.leases.get(record.kernel_id)
-            if lease is not None:
-                record.gpu_uuid = lease.gpu_uuid
-            if lease is None and record.used_bytes and record.gpu_uuid is not None:
-                await self._book(record, record.gpu_uuid, "it uses memory without a lease")
-            elif lease is None:
-                continue
-            elif lease.state is LeaseState.SUSPENDED:
-                # Twice in a row, since one sample may still be from before it was suspended.
-                beyond = record.used_bytes > lease.resident_bytes
-                if beyond and record.overdrawn:
-                    await self._book(record, lease.gpu_uuid, "it uses memory while suspended")
-                record.overdrawn = beyond
-            elif lease.state is LeaseState.RESERVED and (record.busy or record.used_bytes):
-                await self._book(record, lease.gpu_uuid, "it uses its reservation", lease.bytes)
-            elif record.used_bytes > lease.bytes:
-                await self._book(record, lease.gpu_uuid, "it uses more than it was granted")
-
-    async def _book(
-        self, record: KernelRecord, gpu_uuid: str, reason: str, least_bytes: int = 0
-    ) -> None:
-        wanted = max(least_bytes, record.used_bytes)
-        lease = self.leases.get(record.kernel_id)
-        if lease is not None and lease.state is LeaseState.BOUND:
-            await self.leases.resize(record.kernel_id, wanted)
-        else:
-            await self.leases.bind(record.kernel_id, gpu_uuid, wanted)
-        self.event(
-            "resized",
-            kernel_id=record.kernel_id,
-            gpu_uuid=gpu_uuid,
-            bytes=wanted,
-            reason=reason,
-        )
-
-    def _sample(self) -> None:
-        now = self.clock()
-        if now - self._sampled_s < SAMPLE_S:
-            return
-        self._sampled_s = now
-        samples = [
-            DemandSample(r.kernel_id, now, r.used_bytes, r.suspended_bytes, r.busy)
-            for r in self.kernels.values()
-        ]
-        for record, sample in zip(self.kernels.values(), samples, strict=True):
-            record.samples.append(sample)
-        if samples:
-            self.later(lambda: self.store.add_demand(samples))
 
     # ------------------------------------------------------------------ kernels
 
@@ -336,11 +246,12 @@ class ControlLoop:
     def cell_ran(self, record: KernelRecord, run: CellRun) -> None:
         """Note a finished cell run."""
         record.running_since_s = record.running_digest = record.granted_s = None
-        record.last_used_s = self.clock()
+        record.last_used_s = record.changed_s = self.clock()
         if run.end_s >= record.measured_s:
             # A short run is told late: it must not undo what a reclaim has found since.
             record.used_bytes = run.end_bytes
         record.runs.append(run)
+        record.lasted(run)
         if record.prebound == "restored" or (run.peak_bytes and record.prebound == "reserved"):
             self._prebind_hit(record)
         if run.peak_bytes:

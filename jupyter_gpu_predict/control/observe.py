@@ -66,6 +66,10 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
         target_gpu_uuid=record.target_gpu_uuid,
         target_bytes=record.target_bytes,
         age_s=now - record.started_s,
+        changed_s=record.changed_s,
+        savable=record.working is None
+        and now >= record.no_save_before_s
+        and not loop.operations.saving(record.kernel_id),
     )
 
 

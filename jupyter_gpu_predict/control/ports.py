@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..core.model import CellRun, DemandSample, Forecast, GpuHealth, GpuStatus, Lease
+from .operations import Progress
 
 
 class DeviceBackend(Protocol):
@@ -154,11 +155,20 @@ class KernelPort(Protocol):
         """Return the pids of the kernel's process tree; it reads all of /proc."""
 
 
-class Moves(Protocol):
-    """Long-running work on a kernel's state."""
+class Saves(Protocol):
+    """Snapshots of kernels."""
 
-    async def take_snapshot(self, kernel_id: str, name: str | None, reason: str) -> dict[str, Any]:
-        """Save the kernel's state between cells."""
+    async def take_snapshot(
+        self, kernel_id: str, name: str | None, reason: str, *, cause: str, progress: Progress
+    ) -> dict[str, Any]:
+        """Save the kernel's state between cells; it goes on while its state is written.
+
+        `cause` is ``"asked"``, or why nobody had to ask: ``"idle"``, ``"long cell"``, ``"risk"``.
+        """
+
+
+class Moves(Protocol):
+    """Kernels going to another process."""
 
     async def migrate(
         self,

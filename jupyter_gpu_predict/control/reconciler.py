@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +27,13 @@ from ..core.model import (
     TakeSnapshot,
 )
 from ..errors import ConflictError, GpuPredictError, UnsatisfiableError
+from .long_work import LongWork
 from .records import KernelRecord
 
 if TYPE_CHECKING:
     from .loop import ControlLoop
 
 log = logging.getLogger(__name__)
-
-MOVE_RETRY_S = 10.0
-"""How long after a failed move the next one of the same kernel may start; it doubles each time."""
-
-MOVE_RETRY_LIMIT_S = 600.0
 
 
 class PlanOvertaken(Exception):  # noqa: N818 - not a fault: the world moved on
@@ -50,6 +46,7 @@ class Reconciler:
     def __init__(self, loop: ControlLoop) -> None:
         self.loop = loop
         self._background: set[asyncio.Task[None]] = set()
+        self._long_work = LongWork(loop)
 
     async def carry_out(self, plan: Plan) -> None:
         """Carry out `plan` in order; stop where it no longer holds and ask for another."""
@@ -85,9 +82,9 @@ class Reconciler:
             case Cordon():
                 self.loop.cordon(action.gpu_uuid, action.reason)
             case TakeSnapshot():
-                self._take_snapshot(action)
+                self._long_work.take_snapshot(action)
             case Migrate():
-                self._migrate(action)
+                self._long_work.migrate(action)
 
     # ------------------------------------------------------------------ grants
 
@@ -364,61 +361,6 @@ class Reconciler:
             )
         except GpuPredictError as error:
             log.warning("Kernel %s did not hear of its release: %s", record.kernel_id, error)
-
-    # ------------------------------------------------------------------ moves
-
-    def _take_snapshot(self, action: TakeSnapshot) -> None:
-        loop = self.loop
-        record = loop.kernels.get(action.kernel_id)
-        if record is None or record.working is not None or loop.moves is None:
-            return
-        record.decided(loop.clock(), "snapshot", action.reason)
-        record.last_snapshot_s = loop.clock()
-        moves = loop.moves
-        self._operate(
-            "snapshot",
-            record,
-            lambda: moves.take_snapshot(record.kernel_id, None, action.reason),
-        )
-
-    def _migrate(self, action: Migrate) -> None:
-        loop = self.loop
-        record = loop.kernels.get(action.kernel_id)
-        if record is None or record.working is not None or loop.moves is None:
-            return
-        if loop.clock() < record.no_move_before_s:
-            return
-        record.decided(loop.clock(), "migrate", action.reason)
-        moves = loop.moves
-
-        async def move() -> dict[str, Any]:
-            try:
-                moved = await moves.migrate(
-                    record.kernel_id,
-                    action.target_gpu_uuid,
-                    action.reason,
-                    wanted_bytes=action.bytes,
-                )
-            except GpuPredictError:
-                pause = min(MOVE_RETRY_LIMIT_S, MOVE_RETRY_S * 2**record.failed_moves)
-                record.failed_moves += 1
-                record.no_move_before_s = loop.clock() + pause
-                raise
-            record.failed_moves = 0
-            return moved
-
-        self._operate("migrate", record, move)
-
-    def _operate(
-        self,
-        kind: str,
-        record: KernelRecord,
-        work: Callable[[], Awaitable[dict[str, Any]]],
-    ) -> None:
-        try:
-            self.loop.operations.start(kind, record.kernel_id, lambda _: work())
-        except ConflictError as error:
-            log.debug("%s of kernel %s not started: %s", kind, record.kernel_id, error)
 
     # ------------------------------------------------------------------ helpers
 

@@ -17,6 +17,9 @@ GRANT_S = 60.0
 KEEP_RETRY_S = 5.0
 """How long a kernel that refused to give its memory back is left alone."""
 
+LONG_S = 1.0
+"""Durations are remembered from here on: shorter cells are never worth a snapshot."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -53,6 +56,10 @@ class KernelRecord:
     keep_until_s: float = 0.0
     forecast: Forecast | None = None
     last_snapshot_s: float | None = None
+    changed_s: float | None = None
+    failed_saves: int = 0
+    no_save_before_s: float = 0.0
+    durations: dict[str, float] = field(default_factory=dict)
     working: str | None = None
     failed_moves: int = 0
     no_move_before_s: float = 0.0
@@ -82,6 +89,19 @@ class KernelRecord:
     def keep(self, reason: str, now_s: float) -> None:
         """Leave the kernel's memory alone for a while."""
         self.keep_reason, self.keep_until_s = reason, now_s + KEEP_RETRY_S
+
+    def lasted(self, run: CellRun) -> None:
+        """Remember how long a cell takes; the longest run counts, and less with each later one."""
+        lasted_s = run.end_s - run.start_s
+        if lasted_s >= LONG_S:
+            usual_s = self.durations.get(run.digest, 0.0) / 2
+            self.durations[run.digest] = max(usual_s, lasted_s)
+
+    def saved(self, now_s: float) -> None:
+        """Note that a snapshot holds the kernel's state as it was at `now_s`."""
+        self.last_snapshot_s = now_s
+        if self.changed_s is not None and self.changed_s <= now_s:
+            self.changed_s = None
 
     def decided(self, t_s: float, action: str, reason: str) -> None:
         """Remember a decision for `%gpu why`."""

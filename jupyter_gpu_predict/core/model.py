@@ -311,7 +311,8 @@ class KernelView:
     the driver can see. While `migrating`, `target_bytes` are set aside for it on
     `target_gpu_uuid`. `movable` says that a claim of this kernel may be granted on another GPU by
     moving its state there first, also while a cell waits in it. `age_s` is how long the kernel
-    has run, in seconds.
+    has run, in seconds. `changed_s` is the end of the latest cell run that no snapshot holds yet,
+    ``None`` if there is none; `savable` says that a snapshot may be begun now.
     """
 
     kernel_id: str
@@ -337,6 +338,8 @@ class KernelView:
     target_gpu_uuid: str | None = None
     target_bytes: int = 0
     age_s: float = 0.0
+    changed_s: float | None = None
+    savable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +348,11 @@ class PolicySettings:
 
     `max_moves` is how many kernels may be on their way off failing GPUs at once: each needs a
     process of its own and keeps memory of its target from others until it is there.
+
+    `autosave_idle_s` is how long a kernel must have been idle after a change before its state is
+    saved, `autosave_long_s` the expected duration from which a cell is preceded by a snapshot; 0
+    turns either off. Of automatic snapshots `autosave_keep` stay per notebook, and all of them
+    together hold at most `autosave_bytes` that no other snapshot holds.
     """
 
     grace_period_s: float = 5.0
@@ -356,6 +364,11 @@ class PolicySettings:
     max_moves: int = 4
     headroom_bytes: int = 0
     snapshot_interval_s: float = 300.0
+    autosave: bool = True
+    autosave_idle_s: float = 600.0
+    autosave_long_s: float = 300.0
+    autosave_keep: int = 3
+    autosave_bytes: int = 20 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,10 +435,14 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class TakeSnapshot:
-    """Save a kernel's state to disk between its cells."""
+    """Save a kernel's state to disk between its cells.
+
+    `cause` is ``"risk"`` (its GPU may fail) or ``"idle"`` (it has changed and is idle now).
+    """
 
     kernel_id: str
     reason: str
+    cause: str = "risk"
 
 
 @dataclass(frozen=True, slots=True)

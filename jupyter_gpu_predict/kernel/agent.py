@@ -9,6 +9,8 @@ import os
 import re
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,8 @@ from .messages import DemandMessage, StateMessage
 from .needs import stated_in
 from .orphan import OrphanWatch
 from .recorder import Recorder
+from .saves import Saves
+from .views import show_offer
 
 _MENTIONS = re.compile(
     r"\b(torch|cuda|cupy|jax|tensorflow|keras|cudf|cuml|numba|triton|transformers|lightning|xgboost)\b"
@@ -33,6 +37,10 @@ class AgentConfig:
     """What the server tells the agent at boot.
 
     `device` is ``"cuda"``, or ``"simulated"`` where torch's CPU memory stands in for a GPU's.
+    `snapshot_folder` is a path or the URL of a store. A cell expected to run `long_cell_s` or more
+    by the `durations` of earlier runs (by digest) is preceded by a snapshot. `offer` is the
+    snapshot that a user whose kernel has died may want back. `recompute` lets each restore run
+    cells again for what was not saved.
     """
 
     kernel_id: str
@@ -50,6 +58,10 @@ class AgentConfig:
     server_pid: int = 0
     orphan_timeout_s: float = 3600.0
     peaks: dict[str, int] = field(default_factory=dict)
+    long_cell_s: float = 0.0
+    durations: dict[str, float] = field(default_factory=dict)
+    offer: dict[str, Any] | None = None
+    recompute: bool = False
 
 
 @dataclass
@@ -91,6 +103,10 @@ class Agent:
         self.gate = Gate(self.link, config.claim_deadline_s)
         self.recorder = Recorder(self)
         self.orphan_watch = OrphanWatch(self)
+        self.saves = Saves(self)
+        self.offer = config.offer
+        self._offer_shown = False
+        self.session_id = uuid.uuid4().hex
 
     # ------------------------------------------------------------------ install
 
@@ -189,9 +205,12 @@ class Agent:
         except ClaimRefused as refused:
             why = str(refused)
             self.touching(1)
+        if not silent and why is None:
+            why = self._before_cell(code)
         with self._never_in_the_way("the start of a cell"):
             self.recorder.begin(None if silent else code, kwargs.get("cell_id"))
         reply: dict[str, Any] = {}
+        started = time.monotonic()
         try:
             with refusing(why):
                 reply = await self._inner_execute(code, silent, *args, **kwargs)
@@ -199,7 +218,21 @@ class Agent:
             self.touching(-1)
             with self._never_in_the_way("the end of a cell"):
                 self.recorder.end(reply, refused=why is not None)
+                if not silent:
+                    self.saves.after_cell(code, time.monotonic() - started)
         return reply
+
+    def _before_cell(self, code: str) -> str | None:
+        """Show an offer, save the state if that is due, and return why not to run the cell."""
+        try:
+            with self._never_in_the_way("the snapshot before a cell"):
+                if self.offer is not None and not self._offer_shown:
+                    self._offer_shown = True
+                    show_offer(self.kernel, self.offer, code)
+                self.saves.before_cell(code)
+        except KeyboardInterrupt:
+            return "It was interrupted before it began; the cell did not run."
+        return None
 
     @contextlib.contextmanager
     def _never_in_the_way(self, what: str) -> Iterator[None]:

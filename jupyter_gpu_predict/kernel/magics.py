@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.sizes import format_bytes
 from ..errors import BadInputError, GpuPredictError
 from .needs import parse_need
+from .session_magics import SessionCommands
 from .views import GpuResult
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ HELP = """\
 %gpu release               give this kernel's memory back after this cell; its state is kept
 %gpu snapshot [NAME]       save this session
 %gpu snapshots             list the saved sessions
-%gpu restore NAME          bring a saved session back into this kernel
+%gpu restore NAME|last     bring a saved session back into this kernel; last: its latest one
+             [--only a,b]  only these variables
+             [--recompute] make what could not be saved again by running its cells
 %gpu migrate [GPU]         move this kernel to another GPU after this cell
 %gpu why                   what was decided about this kernel, and why
 %gpu history               what happened to this kernel
@@ -68,12 +71,12 @@ def lay_bare(lines: list[str]) -> list[str]:
     return [f"get_ipython().run_cell_magic('gpu', {words!r}, ' ')\n", *lines[1:]]
 
 
-class Commands:
+class Commands(SessionCommands):
     """One method per command."""
 
     def __init__(self, shell: Any, agent: Agent | None) -> None:
+        super().__init__(agent)
         self.shell = shell
-        self.agent = agent
 
     def run(self, line: str) -> GpuResult:
         """Run a line."""
@@ -95,17 +98,6 @@ class Commands:
         self._link()
         if cell.strip():
             self.shell.run_cell(cell, store_history=False).raise_error()
-
-    def _link(self) -> Agent:
-        if self.agent is None:
-            raise GpuPredictError(
-                "no Jupyter server with jupyter_gpu_predict runs this kernel, so nothing is "
-                "predicted, bound or reclaimed here; `%gpu` alone shows this machine's GPUs"
-            )
-        return self.agent
-
-    def _ask(self, method: str, **params: Any) -> Any:
-        return self._link().link.call(method, params)
 
     # ------------------------------------------------------------------ looking
 
@@ -203,20 +195,6 @@ class Commands:
             "What happened to this kernel", ("when", "what", "size", "why"), rows, data=data
         )
 
-    def do_snapshots(self, _: str) -> GpuResult:
-        """List the saved sessions."""
-        data = self._ask("snapshots")
-        rows = [
-            (s["name"], _clock(s["created_s"]), s["variables"], format_bytes(s["bytes"]), s["id"])
-            for s in data
-        ]
-        return GpuResult(
-            "Snapshots" if rows else "No snapshots yet; `%gpu snapshot NAME` takes one.",
-            ("name", "when", "variables", "size", "id"),
-            rows,
-            data=data,
-        )
-
     # ------------------------------------------------------------------ steering
 
     def do_need(self, words: str) -> GpuResult:
@@ -248,52 +226,6 @@ class Commands:
         data = self._ask("migrate", **({"gpu": gpu} if gpu else {}))
         return GpuResult(f"Operation {data['id']}: the move begins when this cell has ended.",
                          data=data)  # fmt: skip
-
-    def do_snapshot(self, name: str) -> GpuResult:
-        """Save this session now."""
-        from .messages import SnapshotRequest
-        from .state import save_state
-
-        agent = self._link()
-        config = agent.config
-        wanted = name or time.strftime("snapshot-%Y%m%d-%H%M%S")
-        report = save_state(
-            agent,
-            SnapshotRequest(
-                wanted, config.snapshot_folder, config.key_path, notebook=config.notebook
-            ),
-        )
-        self._ask("snapshot_taken", **{k: v for k, v in report.items() if k != "variables"})
-        return _variables(f"Snapshot {wanted!r}: {format_bytes(report['bytes_written'])} written "
-                          f"in {report['seconds']:.2f} s", report, "saved")  # fmt: skip
-
-    def do_restore(self, name: str) -> GpuResult:
-        """Bring a saved session back into this kernel."""
-        from .messages import RestoreRequest
-        from .state import find_snapshot, load_state
-
-        if not name:
-            raise BadInputError("%gpu restore: say which; `%gpu snapshots` lists them")
-        agent = self._link()
-        config = agent.config
-        report = load_state(
-            agent,
-            RestoreRequest(find_snapshot(agent, name), config.snapshot_folder, config.key_path),
-        )
-        return _variables(f"Restored {name!r}", report, "restored")
-
-
-def _variables(title: str, report: dict[str, Any], plain: str) -> GpuResult:
-    """Return the report of a snapshot: a line for each variable that is not plainly in it."""
-    variables = report["variables"]
-    odd = [v for v in variables if v["status"] != plain or v["reason"]]
-    return GpuResult(
-        f"{title}; {len(variables) - sum(v['status'] != plain for v in variables)} of "
-        f"{len(variables)} variables {plain}",
-        ("variable", "type", "status", "reason"),
-        [(v["name"], v["type_name"], v["status"], v["reason"] or "") for v in odd],
-        data=report,
-    )
 
 
 def _local_gpus() -> GpuResult:

@@ -126,8 +126,10 @@ class RefuseRequest(Message):
 class SnapshotRequest(Message):
     """Save the kernel's state between cells.
 
-    With `move` the state is meant for another process at once: what lives outside the namespace
-    is included, and anything that cannot go along is refused by name.
+    With `move` the state is meant for another process at once, and anything that cannot go along
+    is refused by name. With `background` the answer comes when the state is caught, and the rest
+    is told by `ProgressMessage` under `work_id`. `folder` is a path or the URL of a store, `cause`
+    why the snapshot is taken.
     """
 
     msg_type: ClassVar[str] = "gpu_snapshot_request"
@@ -139,11 +141,18 @@ class SnapshotRequest(Message):
     hold: bool = False
     deadline_s: float = 120.0
     notebook: str | None = None
+    background: bool = False
+    work_id: str = ""
+    cause: str = "asked"
 
 
 @dataclass(frozen=True)
 class RestoreRequest(Message):
-    """Load a snapshot into the kernel; with `move` its outside state and history too."""
+    """Load a snapshot into the kernel; with `move` it must be the whole state, or it is refused.
+
+    `only` names the variables to load, all of them if it names none; with `recompute` what is not
+    in the snapshot is made again by running its cells.
+    """
 
     msg_type: ClassVar[str] = "gpu_restore_request"
     snapshot_id: str
@@ -151,6 +160,33 @@ class RestoreRequest(Message):
     key_path: str
     move: bool = False
     deadline_s: float = 120.0
+    only: tuple[str, ...] = ()
+    recompute: bool = False
+    work_id: str = ""
+
+
+NOT_BEGUN = "not begun"
+"""State of work that was cancelled before it began, and will not begin any more."""
+
+
+@dataclass(frozen=True)
+class WorkRequest(Message):
+    """Ask how far a save or restore has come; with `cancel`, ask it to stop as well.
+
+    The answer has the fields of a `ProgressMessage`.
+    """
+
+    msg_type: ClassVar[str] = "gpu_work_request"
+    work_id: str
+    cancel: bool = False
+
+
+@dataclass(frozen=True)
+class SettingsRequest(Message):
+    """Tell the kernel settings of the server that it acts on by itself."""
+
+    msg_type: ClassVar[str] = "gpu_settings_request"
+    long_cell_s: float
 
 
 @dataclass(frozen=True)
@@ -188,6 +224,8 @@ REQUESTS: tuple[type[Message], ...] = (
     RefuseRequest,
     SnapshotRequest,
     RestoreRequest,
+    WorkRequest,
+    SettingsRequest,
     WarmRequest,
     ReleaseHoldRequest,
     AnswerRequest,
@@ -267,6 +305,25 @@ class StateMessage(Message):
 
 
 @dataclass(frozen=True)
+class ProgressMessage(Message):
+    """How far a save or restore has come, at most four times a second.
+
+    `state` is ``running``, ``done``, ``failed`` or ``cancelled``; the last three come once.
+    """
+
+    msg_type: ClassVar[str] = "gpu_progress"
+    work_id: str
+    kind: str
+    state: str
+    done_bytes: int
+    total_bytes: int
+    cause: str = ""
+    result: Any = None
+    error: str | None = None
+    code: str | None = None
+
+
+@dataclass(frozen=True)
 class CallMessage(Message):
     """A magic asks the server something."""
 
@@ -282,6 +339,7 @@ NOTICES: tuple[type[Message], ...] = (
     ClaimMessage,
     ClaimEndMessage,
     StateMessage,
+    ProgressMessage,
     CallMessage,
 )
 

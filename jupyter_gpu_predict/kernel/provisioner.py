@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,9 @@ PROVISIONER_NAME = "gpu-provisioner"
 SETTINGS_KEY = "jupyter_gpu_predict_fleet"
 """Key of the launch service in the server's `web_app.settings`."""
 
+UNKNOWN_EXIT = -1
+"""Exit code of a process that is no child of this server."""
+
 
 class LaunchService(Protocol):
     """What the provisioner needs of the server extension."""
@@ -26,8 +30,8 @@ class LaunchService(Protocol):
     async def after_launch(self, km: Any) -> None:
         """Put the agent into the kernel that was just launched; returns at once."""
 
-    async def ended(self, km: Any, *, restart: bool) -> None:
-        """Let go of what the kernel held."""
+    async def ended(self, km: Any, *, restart: bool, died: str | None) -> None:
+        """Let go of what the kernel held; `died` says how it ended if nobody had asked it to."""
 
 
 def launch_service(km: Any) -> LaunchService | None:
@@ -57,6 +61,8 @@ class GpuProvisioner(LocalProvisioner):  # type: ignore[misc]
     launch_kwargs: dict[str, Any] | None = None
     owned_files: tuple[str, ...] = ()
     process: Any = None
+    asked_to_end = False
+    exit_code: int | None = None
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Ask for a GPU and set the kernel's environment."""
@@ -73,6 +79,7 @@ class GpuProvisioner(LocalProvisioner):  # type: ignore[misc]
         """Launch, and remember how, for a later standby of the same kernel."""
         self.launch_cmd = list(cmd)
         self.launch_kwargs = dict(kwargs)
+        self.asked_to_end, self.exit_code = False, None
         return await super().launch_kernel(cmd, **kwargs)
 
     async def post_launch(self, **kwargs: Any) -> None:
@@ -86,11 +93,38 @@ class GpuProvisioner(LocalProvisioner):  # type: ignore[misc]
         """Let the lease go and remove files a move left behind."""
         service = launch_service(self.parent)
         if service is not None:
-            await service.ended(self.parent, restart=restart)
+            died = None if self.asked_to_end else how_it_died(self.exit_code)
+            await service.ended(self.parent, restart=restart, died=died)
         for path in self.owned_files:
             Path(path).unlink(missing_ok=True)
         self.owned_files = ()
         await super().cleanup(restart=restart)
+
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """Note that the kernel ends because it is asked to."""
+        await self._note_request()
+        await super().shutdown_requested(restart=restart)
+
+    async def send_signal(self, signum: int) -> None:
+        """Send a signal, and note one that is meant to end the kernel."""
+        if signum in {signal.SIGTERM, signal.SIGKILL}:
+            await self._note_request()
+        await super().send_signal(signum)
+
+    async def wait(self) -> int | None:
+        """Wait for the process to end."""
+        code = await super().wait()
+        self.exit_code = code if code is not None else self.exit_code
+        return code  # type: ignore[no-any-return]
+
+    async def _note_request(self) -> None:
+        # Jupyter also kills what is dead already, when it restarts a kernel that died.
+        if self.has_process:
+            code = await self.poll()
+            if code is None:
+                self.asked_to_end = True
+            else:
+                self.exit_code = code
 
     def replace_process(self, process: Any, owned_files: tuple[str, ...]) -> Any:
         """Put `process` in the place of the running one and return the former one."""
@@ -102,10 +136,30 @@ class GpuProvisioner(LocalProvisioner):  # type: ignore[misc]
         return former
 
 
+def how_it_died(exit_code: int | None) -> str | None:
+    """Return in words how a kernel died; ``None`` if it ended by itself, as by `exit`."""
+    if exit_code == 0:
+        return None
+    if exit_code is None or exit_code == UNKNOWN_EXIT:
+        return "its process was gone"
+    if exit_code > 0:
+        return f"it ended with exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    also = {
+        "SIGKILL": ", as the system does when memory runs out",
+        "SIGSEGV": ", a fault in compiled code",
+    }
+    return f"it was ended by {name}{also.get(name, '')}"
+
+
 class AdoptedProcess:
     """A running kernel of an earlier server, with the face of `subprocess.Popen`.
 
-    It is no child of this server, so its exit code cannot be known: -1 stands for "gone".
+    It is no child of this server, so its exit code cannot be known: `UNKNOWN_EXIT`
+    stands for "gone".
     """
 
     stdin = stdout = stderr = None
@@ -124,15 +178,15 @@ class AdoptedProcess:
         except psutil.NoSuchProcess:
             gone = True
         if gone:
-            self.returncode = -1
+            self.returncode = UNKNOWN_EXIT
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process.wait(timeout)
-        self.returncode = -1
-        return -1
+        self.returncode = UNKNOWN_EXIT
+        return UNKNOWN_EXIT
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to it."""

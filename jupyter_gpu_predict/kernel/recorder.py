@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.trace.digest import source_digest
+from .cell_runs import CellRuns
 from .memory import PeakMeter
 from .messages import CellRunMessage
 
@@ -58,6 +59,7 @@ class Recorder:
         self._ended: list[CellRunMessage] = []
         self._usual_s: dict[str, float] = {}
         self._running = threading.local()  # subshells run beside the main shell
+        self.cell_runs = CellRuns(agent.shell)
 
     def begin(self, code: str | None, cell_id: str | None) -> None:
         """Note that a cell starts; ``None`` for a silent execute, which is no cell run."""
@@ -72,6 +74,7 @@ class Recorder:
         self.meter.begin()
         if self._usual_s.get(run.digest, SHORT_S) >= SHORT_S:
             self.agent.notify_state("busy", running_digest=run.digest)
+        self.cell_runs.begin(code, cell_id)
 
     def end(self, reply: dict[str, Any], *, refused: bool) -> None:
         """Note that it ended, with what it took."""
@@ -79,6 +82,9 @@ class Recorder:
         if run is None:
             self._settle(exact="torch" not in sys.modules)
             return
+        outcome = "refused" if refused else _outcome(reply)
+        with self.agent._never_in_the_way("what a cell changed"):
+            self.cell_runs.end(outcome)
         before = self.used_bytes
         self.running_digest = None
         peak = self.meter.end()
@@ -97,7 +103,7 @@ class Recorder:
                 peak_source=peak.source,
                 host_peak_bytes=peak.host_peak_bytes,
                 busy_s=end_s - run.start_s if peak.peak_bytes else 0.0,
-                outcome="refused" if refused else _outcome(reply),
+                outcome=outcome,
             )
         )
         if len(self._usual_s) >= REMEMBERED_CELLS:

@@ -35,6 +35,8 @@ def register(agent: Agent) -> None:
     link.on(m.RefuseRequest, handlers.refuse)
     link.on(m.SnapshotRequest, handlers.snapshot)
     link.on(m.RestoreRequest, handlers.restore)
+    link.on(m.WorkRequest, handlers.work)
+    link.on(m.SettingsRequest, handlers.settings)
     link.on(m.WarmRequest, handlers.warm)
     link.on(m.ReleaseHoldRequest, handlers.unhold)
     link.on(m.AnswerRequest, handlers.answer)
@@ -70,6 +72,8 @@ class Requests:
             "busy": agent.active > 0,
             "waiting": agent.gate.waiting,
             "modules": list(sys.modules) if request.modules else [],
+            "executable": sys.executable,
+            "changed": agent.saves.changed,
         }
 
     def bind(self, request: m.BindRequest) -> Any:
@@ -163,12 +167,10 @@ class Requests:
         return {"status": "ok", "waits": self.agent.gate.refuse(request.claim_id, request.reason)}
 
     def snapshot(self, request: m.SnapshotRequest) -> Any:
-        """Save the namespace between cells; with `hold`, handle no shell message afterwards."""
+        """Save the session between cells; with `hold`, handle no shell message afterwards."""
         return self._snapshot(request, time.monotonic() + request.deadline_s)
 
     async def _snapshot(self, request: m.SnapshotRequest, until: float) -> dict[str, Any]:
-        from .state import save_state
-
         agent = self.agent
         async with contextlib.AsyncExitStack() as stack:
             if agent.gate.waiting and not agent.active:
@@ -178,10 +180,20 @@ class Requests:
             elif agent.active:
                 raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
             with agent.lock:
-                report = save_state(agent, request)
+                if request.background:
+                    begun = agent.saves.begin(request)
+                    report: dict[str, Any] = {"work_id": begun.work_id, "began_s": begun.began_s}
+                else:
+                    report = self._save_now(request)
             if request.hold:
                 agent.hold()
         return {"status": "ok", **report}
+
+    def _save_now(self, request: m.SnapshotRequest) -> dict[str, Any]:
+        from .state import save_state
+
+        with self.agent.saves.foreground(request.work_id, "snapshot", request.cause) as work:
+            return save_state(self.agent, request, progress=work.progress, cancelled=work.cancelled)
 
     def restore(self, request: m.RestoreRequest) -> Any:
         """Load a snapshot between cells."""
@@ -192,11 +204,22 @@ class Requests:
 
         agent = self.agent
         async with between_cells(agent, until):
-            with agent.lock:
-                report = load_state(agent, request)
+            with agent.lock, agent.saves.foreground(request.work_id, "restore") as work:
+                report = load_state(
+                    agent, request, progress=work.progress, cancelled=work.cancelled
+                )
                 agent.recorder.measure()
         agent.notify_demand()
         return {"status": "ok", **report}
+
+    def work(self, request: m.WorkRequest) -> dict[str, Any]:
+        """Answer how far a save or restore has come, and stop it if asked."""
+        return self.agent.saves.asked(request.work_id, cancel=request.cancel)
+
+    def settings(self, request: m.SettingsRequest) -> dict[str, Any]:
+        """Take settings of the server's."""
+        self.agent.saves.long_cell_s = request.long_cell_s
+        return {"status": "ok"}
 
     async def warm(self, request: m.WarmRequest) -> dict[str, Any]:
         """Import modules ahead of time; one that fails is named and fails again where it counts."""

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
+import math
 import re
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RefusedError
+from ..core.retention import LAST, latest
+from ..errors import NotFoundError, RefusedError
+from ..snapshots.background import BackgroundCapture, begin_capture
 from ..snapshots.capture import capture
-from ..snapshots.folder import SnapshotFolder
 from ..snapshots.outside import apply_outside, capture_outside
+from ..snapshots.report import CaptureReport, RestoreReport
 from ..snapshots.restore import restore
 from ..snapshots.signing import load_or_create_key
+from ..snapshots.stores import SnapshotStore, open_store
+from .lending import borrowed_dill
+from .recompute import Recomputed, adopt_records, recompute, records_for_snapshot
 
 if TYPE_CHECKING:
     from .agent import Agent
     from .messages import RestoreRequest, SnapshotRequest
 
+KEPT_OUTPUTS = 100
+"""So many of the latest outputs go into a snapshot, "Out" in a kernel."""
+
+OUTPUT_BYTES = 1 << 20
+"""Larger outputs are left out unless a variable holds them too."""
+
 _IPYTHON_NAMES = re.compile(r"_{1,3}|_i{1,3}|_\d+|_i\d+|_ih|_oh|_dh|In|Out")
 _MISSING = object()
+
+Progress = Callable[[int, int], None]
+Cancelled = Callable[[], bool]
 
 
 def user_names(shell: Any) -> list[str]:
@@ -39,76 +49,279 @@ def user_names(shell: Any) -> list[str]:
     ]
 
 
-def save_state(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
-    """Save the namespace, with `request.move` all that must go along to another process.
+_stores: dict[str, SnapshotStore] = {}
+
+
+def store_at(where: str) -> SnapshotStore:
+    """Return the store at a path or URL, the same one each time: it knows what it has read."""
+    if where not in _stores:
+        _stores[where] = open_store(where)
+    return _stores[where]
+
+
+# --------------------------------------------------------------------------- saving
+
+
+def save_state(
+    agent: Agent,
+    request: SnapshotRequest,
+    *,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
+) -> dict[str, Any]:
+    """Save the session, with `request.move` wholly or not at all.
 
     Raises
     ------
     RefusedError
         If the state is to move and something of it cannot, by name.
+    SnapshotCancelledError
+        If `cancelled` said so; nothing was saved.
     """
-    shell = agent.shell
-    outside: dict[str, Any] | None = None
-    if request.move:
-        outside, refusals = capture_outside(shell, agent.environ_at_start)
-        if refusals:
-            raise RefusedError(_cannot_move(agent, refusals))
-    names = set(user_names(shell))
-    with _borrowed_dill(agent.config.dill_dir):
+    store, what = store_at(request.folder), _what(agent, request)
+    with borrowed_dill(agent.config.dill_dir):
         report = capture(
-            shell.user_ns,
-            SnapshotFolder(request.folder),
+            agent.shell.user_ns,
+            store,
             load_or_create_key(request.key_path),
-            name=request.name,
-            now_s=time.time(),
-            kernel_id=agent.config.kernel_id,
-            notebook=request.notebook,
-            hidden=[n for n in shell.user_ns if n not in names],
-            extra=outside,
+            progress=progress,
+            cancelled=cancelled,
+            **what,
         )
     if request.move:
         lost = [f"{v.name} ({v.type_name}): {v.reason}" for v in report.variables
                 if v.status != "saved"]  # fmt: skip
         lost += report.not_saved
         if lost:
-            SnapshotFolder(request.folder).delete(report.snapshot_id)
+            store.delete(report.snapshot_id)
             raise RefusedError(_cannot_move(agent, lost))
+    return saved_model(report, what["extra"].get("not carried", ()))
+
+
+def begin_save(agent: Agent, request: SnapshotRequest) -> tuple[BackgroundCapture, list[str]]:
+    """Catch the state as it is now and let another process write it; also return what stays."""
+    what = _what(agent, request)
+    with borrowed_dill(agent.config.dill_dir):
+        background = begin_capture(
+            agent.shell.user_ns,
+            store_at(request.folder),
+            load_or_create_key(request.key_path),
+            **what,
+        )
+    return background, list(what["extra"].get("not carried", ()))
+
+
+def saved_model(report: CaptureReport, not_carried: Collection[str]) -> dict[str, Any]:
+    """Return the report of a save as plain data."""
+    notes = [f"{v.name}: {v.reason}" for v in report.variables if v.reason]
+    notes += report.not_saved
     return {
         "snapshot_id": report.snapshot_id,
         "name": report.name,
         "variables": [asdict(v) for v in report.variables],
-        "notes": [f"{v.name}: {v.reason}" for v in report.variables if v.reason],
+        "notes": [*notes, *(f"not carried: {text}" for text in not_carried)],
         "bytes_written": report.bytes_written,
         "seconds": report.seconds,
     }
 
 
-def load_state(agent: Agent, request: RestoreRequest) -> dict[str, Any]:
-    """Load a snapshot into the namespace; the signature is checked before anything is unpickled."""
+def _what(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
+    """Return what is to be saved, as keywords of `capture`."""
     shell = agent.shell
-    with _borrowed_dill(agent.config.dill_dir):
+    names = set(user_names(shell))
+    outside, refusals = capture_outside(shell, agent.environ_at_start)
+    if request.move and refusals:
+        raise RefusedError(_cannot_move(agent, refusals))
+    if not request.move:
+        variables = [shell.user_ns[n] for n in names]
+        outside["outputs"] = _bounded(outside["outputs"], variables)
+        outside["recent outputs"] = {
+            name: value if _fits(value, variables) else ""
+            for name, value in outside["recent outputs"].items()
+        }
+        outside["not carried"] = refusals
+    outside["session"] = agent.session_id
+    outside["cells"] = records_for_snapshot(agent)
+    return {
+        "name": request.name,
+        "now_s": time.time(),
+        "kernel_id": agent.config.kernel_id,
+        "notebook": request.notebook,
+        "hidden": [n for n in shell.user_ns if n not in names],
+        "extra": outside,
+        "digests": request.move,
+        "labels": {"reason": request.cause, "automatic": request.cause != "asked"},
+    }
+
+
+def _bounded(outputs: Mapping[int, Any], variables: list[Any]) -> dict[int, Any]:
+    recent = sorted(outputs)[-KEPT_OUTPUTS:]
+    return {n: outputs[n] for n in recent if _fits(outputs[n], variables)}
+
+
+def _fits(value: Any, variables: list[Any]) -> bool:
+    """Whether an output costs little, or nothing beyond the variable that it is."""
+    if any(value is variable for variable in variables):
+        return True
+    try:
+        for name, unit in (("nbytes", 1), ("size", 8)):
+            count = getattr(value, name, None)
+            if isinstance(count, int):
+                return count * unit <= OUTPUT_BYTES
+        if isinstance(value, str | bytes | bytearray):
+            return len(value) <= OUTPUT_BYTES
+        return not isinstance(value, list | tuple | dict | set) or len(value) <= OUTPUT_BYTES // 64
+    except Exception:
+        return False  # an object of the user's that cannot even be looked at
+
+
+# --------------------------------------------------------------------------- loading
+
+
+def load_state(
+    agent: Agent,
+    request: RestoreRequest,
+    *,
+    in_cell: bool = False,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
+) -> dict[str, Any]:
+    """Load a snapshot; the signature is checked before anything is unpickled.
+
+    Besides the variables it brings back what is outside of them: random generators, settings,
+    working directory, and inputs and outputs where this session has run less than the saved one.
+    With `request.only` it loads those variables and nothing else. `in_cell` says that a cell asks.
+
+    Raises
+    ------
+    RefusedError
+        If the state is to move and something of it did not arrive, by name.
+    SnapshotCancelledError
+        If `cancelled` said so; the namespace is as it was.
+    """
+    shell = agent.shell
+    store = store_at(request.folder)
+    with borrowed_dill(agent.config.dill_dir):
         report = restore(
-            SnapshotFolder(request.folder),
+            store,
             request.snapshot_id,
             load_or_create_key(request.key_path),
             shell.user_ns,
+            only=list(request.only) or None,
+            check=request.move,
+            progress=progress,
+            cancelled=cancelled,
         )
     if request.move:
         faults = [*report.not_restored, *apply_outside(shell, report.extra)]
         if faults:
             raise RefusedError(_cannot_move(agent, faults))
+        agent.session_id = report.extra.get("session", agent.session_id)
+        adopt_records(agent, report, report.extra.get("cells", ()))
+        return _loaded_model(report, [])
+    records = report.extra.get("cells", ())
+    again: list[Recomputed] = []
+    if request.recompute:
+        again = recompute(agent, report, records, request.only or None)
+    if request.only:
+        return _loaded_model(report, [], again)
+    adopt_records(agent, report, records, again)
+    notes = list(report.not_restored)
+    continues = _continues(agent, report.extra)
+    outside = _joined(shell, report.extra, in_cell=in_cell) if continues else report.extra
+    notes += apply_outside(shell, outside, history=continues)
+    agent.offer = None
+    notes += [f"not carried: {text}" for text in report.extra.get("not carried", ())]
+    return _loaded_model(report, notes, again)
+
+
+def _loaded_model(
+    report: RestoreReport, notes: list[str], again: Collection[Recomputed] = ()
+) -> dict[str, Any]:
+    outcomes = {o.name: o for o in again}
     return {
         "snapshot_id": report.snapshot_id,
         "name": report.name,
-        "variables": [asdict(v) for v in report.variables],
+        "variables": [_variable(asdict(v), outcomes.get(v.name)) for v in report.variables],
+        "differences": list(report.differences),
+        "notes": notes,
         "bytes_read": report.bytes_read,
         "seconds": report.seconds,
     }
 
 
+def _variable(model: dict[str, Any], outcome: Recomputed | None) -> dict[str, Any]:
+    """Return what became of a variable, whose cells may have been run again."""
+    if outcome is None:
+        return model
+    if outcome.status == "recomputed":
+        how = f"its cells were run again ({outcome.seconds:.2g} s)"
+        reason = "; ".join(filter(None, (how, outcome.reason)))
+        return {**model, "status": "recomputed", "reason": reason, "digest": outcome.digest}
+    return {**model, "reason": f"{model['reason']}; its cells cannot help: {outcome.reason}"}
+
+
+def _continues(agent: Agent, extra: Mapping[str, Any]) -> bool:
+    """Whether this session goes on where the saved one ended.
+
+    It does after a kernel has died, and where it has not run more cells itself. Within one session
+    a restore is an undo, and its inputs and outputs are longer by now.
+    """
+    saved_count = extra.get("shell", {}).get("execution count", 0)
+    other = extra.get("session") != agent.session_id
+    fresh = agent.offer is not None or agent.shell.execution_count <= saved_count
+    return bool(other and fresh)
+
+
+def _joined(shell: Any, extra: Mapping[str, Any], *, in_cell: bool) -> dict[str, Any]:
+    """Return the saved state with inputs that go on with those of this session.
+
+    What this session has run beyond the length of the saved one stays, the running cell in any
+    case, and the count fits the inputs. The database of inputs goes on under this session's number:
+    the saved session may have written more lines to it than the snapshot knows.
+    """
+    own = dict(extra["shell"])
+    history = shell.history_manager
+    # IPython counts a cell before or after it has run, depending on its version.
+    ahead = shell.execution_count - len(history.input_hist_raw)
+    for name, present in (
+        ("raw inputs", history.input_hist_raw),
+        ("parsed inputs", history.input_hist_parsed),
+    ):
+        saved = list(own[name])
+        added = list(present[len(saved) :])
+        if in_cell and not added:
+            added = list(present[-1:])
+        own[name] = saved + added
+    own["execution count"] = len(own["raw inputs"]) + ahead
+    own["session number"] = 0
+    return {**extra, "shell": own}
+
+
+# --------------------------------------------------------------------------- finding
+
+
 def find_snapshot(agent: Agent, wanted: str) -> str:
-    """Return the id of the snapshot of that name or id."""
-    return SnapshotFolder(agent.config.snapshot_folder).find(wanted)
+    """Return the id of the snapshot of that name or id; `LAST` is the latest one of this kernel.
+
+    After a kernel has died it is the latest one of before that, until one was restored.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    """
+    config, offer = agent.config, agent.offer
+    store = store_at(config.snapshot_folder)
+    if wanted != LAST:
+        return store.find(wanted, kernel_id=config.kernel_id)
+    # What was still being written when the kernel died may be there by now.
+    before_s = math.inf if offer is None else float(offer["died_s"])
+    sound = (s for s in store.list() if s.verified is not False)
+    found = latest(sound, config.kernel_id, config.notebook, before_s)
+    if found is None:
+        raise NotFoundError("this kernel has no snapshot yet; `%gpu snapshots` lists all")
+    return found.snapshot_id
 
 
 def _cannot_move(agent: Agent, what: Any) -> str:
@@ -116,42 +329,3 @@ def _cannot_move(agent: Agent, what: Any) -> str:
         f"kernel {agent.config.kernel_id} cannot move to another process without losing "
         f"something, so it stays where it is: {'; '.join(what)}"
     )
-
-
-@contextlib.contextmanager
-def _borrowed_dill(folder: str) -> Iterator[None]:
-    """Let a kernel without dill use the server's inside the block; nothing of it stays behind.
-
-    dill imports itself by its own name, so it cannot live under another one.
-    """
-    if "dill" in sys.modules or not Path(folder, "dill").is_dir():
-        yield
-        return
-    if not _lent and importlib.util.find_spec("dill") is not None:
-        yield
-        return
-    try:
-        if _lent:
-            sys.modules.update(_lent)
-        else:
-            _load_dill(Path(folder, "dill"))
-        yield
-    finally:
-        for name in [n for n in sys.modules if n.partition(".")[0] == "dill"]:
-            _lent[name] = sys.modules.pop(name)
-
-
-_lent: dict[str, ModuleType] = {}
-
-
-def _load_dill(folder: Path) -> None:
-    spec = importlib.util.spec_from_file_location(
-        "dill", str(folder / "__init__.py"), submodule_search_locations=[str(folder)]
-    )
-    if spec is None or spec.loader is None:
-        return
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dill"] = module
-    spec.loader.exec_module(module)
-    # On import dill changes the pickler of the whole process; the user did not ask for that.
-    module.extend(False)

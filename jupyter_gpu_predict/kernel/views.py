@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..core.sizes import format_bytes
+
+BAR_AFTER_S = 1.0
+"""Work that is shorter shows no bar."""
+
+BAR_EVERY_S = 0.25
 
 
 class GpuResult:
@@ -47,3 +55,65 @@ class GpuResult:
             )
         parts += [f"<div>{html.escape(note)}</div>" for note in self.notes]
         return "".join(parts)
+
+
+class Bar:
+    """Bytes done of bytes in all, in the output of the running cell; nothing for short work."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._began = self._shown_at = time.monotonic()
+        self._handle: Any = None
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        """Show the progress, if there is anything new to show."""
+        now = time.monotonic()
+        if now - self._began >= BAR_AFTER_S and now - self._shown_at >= BAR_EVERY_S:
+            self._shown_at = now
+            share = min(1.0, done_bytes / total_bytes) if total_bytes else 0.0
+            self._show(share, f"{format_bytes(done_bytes)} of {format_bytes(total_bytes)}")
+
+    def end(self, how: str) -> None:
+        """Say how it ended, where a bar was shown."""
+        if self._handle is not None:
+            self._show(1.0 if how == "done" else None, how)
+
+    def _show(self, share: float | None, text: str) -> None:
+        from IPython.display import display
+
+        line = "" if share is None else f"[{'#' * round(20 * share):<20}] {share:4.0%}  "
+        mark = "" if share is None else f"<progress value='{share:.3f}'></progress> "
+        data = {
+            "text/plain": f"{self.what}: {line}{text}",
+            "text/html": f"{html.escape(self.what)}: {mark}{html.escape(text)}",
+        }
+        if self._handle is None:
+            self._handle = display(data, raw=True, display_id=True)
+        else:
+            self._handle.update(data, raw=True)
+
+
+def show_offer(kernel: Any, offer: Mapping[str, Any], code: str) -> None:
+    """Offer, in the output of the cell that begins, the last snapshot of a kernel that died."""
+    if code.lstrip().startswith("%gpu restore"):
+        return
+    when = time.strftime("%H:%M:%S", time.localtime(offer["created_s"]))
+    text = (
+        f"This kernel was started anew after it had died: {offer['died']}. Its state of {when} is "
+        f"saved (snapshot {offer['name']!r}, {offer['variables']} variables, "
+        f"{format_bytes(offer['bytes'])}); this brings it back:"
+    )
+    kernel.session.send(
+        kernel.iopub_socket,
+        "display_data",
+        {
+            "data": {
+                "text/plain": f"{text}  %gpu restore last",
+                "text/html": f"{html.escape(text)} <code>%gpu restore last</code>",
+            },
+            "metadata": {},
+            "transient": {},
+        },
+        parent=kernel.get_parent("shell"),
+        ident=kernel._topic("display_data"),
+    )

@@ -9,27 +9,36 @@ from dataclasses import asdict
 from typing import Any
 
 from ..control.loop import ControlLoop
-from ..control.operations import Operation
+from ..control.operations import Operation, Progress
 from ..control.reconciler import PlanOvertaken
 from ..control.records import KernelRecord
 from ..core.allocation.capacity import check_satisfiable
 from ..core.model import Claim, Lease, LeaseState
+from ..core.retention import LAST
 from ..errors import BadInputError, ConflictError, RefusedError
-from ..snapshots.folder import SnapshotFolder, validate_name
+from ..snapshots.stores import validate_name
 from . import inputs
 from .fleet import Fleet
 from .relaunch import Relauncher
+from .snapshots import Snapshots
 
 
 class Api:
     """One method per noun and verb of the REST table."""
 
-    def __init__(self, loop: ControlLoop, fleet: Fleet, moves: Relauncher, backend: str) -> None:
+    def __init__(
+        self,
+        loop: ControlLoop,
+        fleet: Fleet,
+        moves: Relauncher,
+        saves: Snapshots,
+        backend: str,
+    ) -> None:
         self.loop = loop
         self.fleet = fleet
         self.moves = moves
+        self.saves = saves
         self.backend_sentence = backend
-        self.folder = SnapshotFolder(fleet.paths.snapshots)
 
     # ------------------------------------------------------------------ GPUs
 
@@ -114,6 +123,7 @@ class Api:
             "last_decision": None if decision is None else asdict(decision),
             "forecast": None if record.forecast is None else asdict(record.forecast),
             "operation": None if operation is None else operation.id,
+            "restorable_snapshot": self.fleet.offers.of(kernel_id),
         }
 
     def forecast(self, kernel_id: str) -> dict[str, Any]:
@@ -237,28 +247,40 @@ class Api:
         name = (
             None if body.get("name") is None else validate_name(inputs.text(body["name"], "name"))
         )
+        if name == LAST:
+            raise BadInputError(f"a snapshot cannot be called {LAST!r}, which means the latest one")
         self._with_agent(kernel_id)
 
-        async def work(_: Any) -> dict[str, Any]:
-            return await self.moves.take_snapshot(kernel_id, name, "asked for by a user")
+        async def work(progress: Progress) -> dict[str, Any]:
+            return await self.saves.take_snapshot(
+                kernel_id, name, "asked for by a user", cause="asked", progress=progress
+            )
 
         return self.loop.operations.start("snapshot", kernel_id, work)
 
     def note_snapshot(self, kernel_id: str, report: dict[str, Any]) -> None:
         """Log a snapshot that a kernel took by itself."""
-        self.moves.note_snapshot(self.loop.kernel(kernel_id), report, "%gpu snapshot")
+        self.saves.note(self.loop.kernel(kernel_id), report, "%gpu snapshot")
 
-    def restore(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
-        """Load a snapshot, by id or by name, into the kernel."""
-        inputs.known_fields(body, {"snapshot"})
+    def note_restore(self, kernel_id: str, params: Mapping[str, Any]) -> None:
+        """Log a restore that a kernel did by itself."""
+        self.saves.restored(self.loop.kernel(kernel_id), str(params.get("snapshot_id")))
+
+    async def restore(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
+        """Load a snapshot, by id or by name or the `last` one, into the kernel."""
+        inputs.known_fields(body, {"snapshot", "only", "recompute"})
         if "snapshot" not in body:
             raise BadInputError("snapshot is missing: give the id or name of one")
         wanted = inputs.text(body["snapshot"], "snapshot")
-        self._with_agent(kernel_id)
-        snapshot_id = self.folder.find(wanted)
+        only = inputs.names(body.get("only", []), "only")
+        recompute = inputs.boolean(body.get("recompute", self.fleet.recompute), "recompute")
+        record = self._with_agent(kernel_id)
+        snapshot_id = await self.saves.find(wanted, record)
 
-        async def work(_: Any) -> dict[str, Any]:
-            return await self.moves.restore_snapshot(kernel_id, snapshot_id)
+        async def work(progress: Progress) -> dict[str, Any]:
+            return await self.saves.restore(
+                kernel_id, snapshot_id, progress, only=only, recompute=recompute
+            )
 
         return self.loop.operations.start("restore", kernel_id, work)
 
@@ -297,20 +319,21 @@ class Api:
         """Return an operation."""
         return asdict(self.loop.operations.get(operation_id))
 
+    async def cancel(self, operation_id: str) -> dict[str, Any]:
+        """Ask an operation to stop; what it was at work on stays as it was."""
+        return asdict(await self.loop.operations.cancel(operation_id))
+
     async def snapshots(self) -> list[dict[str, Any]]:
         """Return the catalogue, newest first."""
-        return await asyncio.to_thread(self.moves.catalogue)
+        return await self.saves.catalogue()
 
     async def snapshot_model(self, wanted: str) -> dict[str, Any]:
         """Return one snapshot, by id or name."""
-        snapshot_id = self.folder.find(inputs.text(wanted, "snapshot"))
-        return await asyncio.to_thread(self.moves.describe_snapshot, snapshot_id)
+        return await self.saves.describe(await self.saves.find(inputs.text(wanted, "snapshot")))
 
     async def delete_snapshot(self, wanted: str) -> None:
         """Delete one snapshot, by id or name."""
-        snapshot_id = self.folder.find(inputs.text(wanted, "snapshot"))
-        await asyncio.to_thread(self.folder.delete, snapshot_id)
-        self.loop.event("snapshot_deleted", snapshot_id=snapshot_id)
+        await self.saves.delete(await self.saves.find(inputs.text(wanted, "snapshot")))
 
     def plan(self) -> dict[str, Any]:
         """Return the last picture and the plan made from it."""
@@ -331,7 +354,9 @@ class Api:
 
     def set_policy(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Change the live policy's settings."""
-        return asdict(self.loop.configure(inputs.policy(body)))
+        settings = self.loop.configure(inputs.policy(body))
+        self.fleet.tell_settings()
+        return asdict(settings)
 
 
 def lease_model(lease: Lease) -> dict[str, Any]:

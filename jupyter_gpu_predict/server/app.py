@@ -16,12 +16,13 @@ from traitlets import Bool, Enum, Float, Integer, Unicode
 
 from ..control.forecasting import ForecastWorker
 from ..control.loop import ControlLoop
-from ..control.operations import Operations
+from ..control.operations import Operation, Operations
 from ..core.model import PolicySettings
 from ..core.sizes import parse_bytes
 from ..devices.choose import choose_backend
 from ..kernel.messages import UNTRACKED
 from ..kernel.provisioner import PROVISIONER_NAME, SETTINGS_KEY
+from ..snapshots.stores import SnapshotStore, open_store
 from ..store.trace_store import Store
 from .adoption import Adoption
 from .api import Api
@@ -32,6 +33,7 @@ from .handlers import routes
 from .metrics import Gauges
 from .paths import Paths
 from .relaunch import Relauncher
+from .snapshots import Snapshots
 
 _DEFAULTS = PolicySettings()
 
@@ -57,6 +59,24 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         "",
         config=True,
         help="Folder of database, snapshots and their key; empty: in Jupyter's data folder.",
+    )
+    snapshot_store = Unicode(
+        "",
+        config=True,
+        help="Where snapshots are kept: a folder, or a URL as s3://BUCKET/PATH or "
+        "redis://HOST:PORT/0; empty: in `data_dir`. Kernels write there by themselves, so what "
+        "reads a URL (s3fs, redis) must be in their environments too.",
+    )
+    verify_snapshots = Bool(
+        True,
+        config=True,
+        help="Load each automatic snapshot in a process of its own, to see that it can be.",
+    )
+    recompute = Bool(
+        False,
+        config=True,
+        help="Let every restore run cells again to make what could not be saved, as "
+        "`%gpu restore NAME --recompute` does; only cells without observed side effects.",
     )
     database_url = Unicode(
         "", config=True, help="SQLAlchemy URL of the database; empty: SQLite in `data_dir`."
@@ -116,6 +136,40 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         config=True,
         help="How often a kernel on a GPU at risk is snapshotted, at most, in seconds.",
     )
+    autosave = Bool(
+        _DEFAULTS.autosave,
+        config=True,
+        help="Save kernels that have changed and lie idle, and before long cells. Whether kernels "
+        "on a GPU at risk are saved does not hang on this.",
+    )
+    autosave_idle_s = Float(
+        _DEFAULTS.autosave_idle_s,
+        min=0.0,
+        config=True,
+        help="How long a kernel must have been idle after a change to be saved, in seconds; 0: "
+        "never.",
+    )
+    autosave_long_s = Float(
+        _DEFAULTS.autosave_long_s,
+        min=0.0,
+        config=True,
+        help="From which expected duration a cell is preceded by a snapshot, in seconds; 0: never.",
+    )
+    autosave_keep = Integer(
+        _DEFAULTS.autosave_keep,
+        min=1,
+        max=1000,
+        config=True,
+        help="How many automatic snapshots of one notebook are kept. What a user has named is "
+        "never deleted.",
+    )
+    autosave_bytes = Integer(
+        _DEFAULTS.autosave_bytes,
+        min=0,
+        config=True,
+        help="What all automatic snapshots together may hold that no other snapshot holds, in "
+        "bytes; only the latest of each running kernel stays beyond it.",
+    )
     headroom_bytes = Integer(
         _DEFAULTS.headroom_bytes, min=0, config=True, help="Slack left to an idle kernel, in bytes."
     )
@@ -144,7 +198,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
             backend=backend,
             store=self.store,
             forecasting=self.forecasting,
-            operations=Operations(time.time, self._save_operation),
+            operations=Operations(time.time, self._save_operation, told=self._tell_operation),
             emit=self.events.emit,
             settings=PolicySettings(
                 **{f.name: getattr(self, f.name) for f in fields(PolicySettings)}
@@ -155,17 +209,22 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         self.fleet = Fleet(
             self.loop_,
             self.paths,
+            self._open_store(),
             root_dir=server.root_dir,
             claim_deadline_s=self.claim_deadline_s,
             orphan_timeout_s=self.orphan_timeout_s,
+            recompute=self.recompute,
             remember=self.adoption.remember,
             forget=self.store.forget_kernel,
         )
         self.moves = Relauncher(
             self.fleet, lambda kernel_id: self.adoption.remember(self.fleet, kernel_id)
         )
+        self.snapshots = Snapshots(self.fleet, verify=self.verify_snapshots)
+        self.fleet.notices.snapshots = self.snapshots
         self.loop_.moves = self.moves
-        self.api = Api(self.loop_, self.fleet, self.moves, sentence)
+        self.loop_.saves = self.snapshots
+        self.api = Api(self.loop_, self.fleet, self.moves, self.snapshots, sentence)
         self.fleet.calls.api = self.api
         self.gauges = Gauges(self.loop_)
         self._take_default_provisioner()
@@ -181,6 +240,10 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
             }
         )
 
+    def _open_store(self) -> SnapshotStore:
+        where = self.snapshot_store or str(self.paths.snapshots)
+        return open_store(where if "://" in where else os.path.expanduser(where))
+
     def _take_default_provisioner(self) -> None:
         """Launch kernels by our provisioner, unless the administrator has chosen another."""
         factory = KernelProvisionerFactory.instance(parent=self.serverapp)
@@ -195,8 +258,24 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
                 PROVISIONER_NAME,
             )
 
+    def _tell_operation(self, operation: Operation) -> None:
+        self.events.emit(
+            "operation",
+            {
+                "t_s": time.time(),
+                "kernel_id": operation.kernel_id,
+                "operation_id": operation.id,
+                "operation": operation.kind,
+                "state": operation.state,
+                "progress": operation.progress,
+                "done_bytes": operation.done_bytes,
+                "total_bytes": operation.total_bytes,
+                "reason": operation.error,
+            },
+        )
+
     def _save_operation(self, operation: dict[str, Any]) -> None:
-        failed = operation["state"] == "failed"
+        failed = operation["state"] in {"failed", "cancelled"}
         self.loop_.later(
             lambda: self.store.save_operation(
                 operation["id"],
@@ -225,6 +304,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         self.gauges.close()
         await self.fleet.close()
         await self.loop_.operations.close()
+        await self.snapshots.close()
         await self.loop_.close()
         await self.forecasting.close()
         self.loop_.backend.close()

@@ -70,6 +70,7 @@ class Calls:
             "migrate": lambda p: api.operation(api.migrate(kernel_id, p).id),
             "snapshots": lambda _: api.snapshots(),
             "snapshot_taken": lambda p: api.note_snapshot(kernel_id, p),
+            "snapshot_restored": lambda p: api.note_restore(kernel_id, p),
             "operation": lambda p: api.operation(str(p.get("id"))),
         }
         if name not in methods:

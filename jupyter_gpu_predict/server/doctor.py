@@ -27,8 +27,10 @@ from traitlets.config import Config
 from traitlets.utils.importstring import import_item
 
 from ..devices.doctor import Check, check_devices
+from ..errors import GpuPredictError
 from ..kernel.provisioner import PROVISIONER_NAME, GpuProvisioner, is_python
 from ..snapshots.signing import KEY_BYTES
+from ..snapshots.stores import open_store
 from ..store.doctor import check_store
 from .paths import Paths
 
@@ -75,7 +77,7 @@ def check_server(*, python: str = sys.executable) -> list[Check]:
             "its kernels cannot be watched and moved",
         ),
         Check("store", *check_store(_setting(config, "database_url") or paths.database_url)),
-        _check_snapshots(paths),
+        _check_snapshots(_setting(config, "snapshot_store") or str(paths.snapshots)),
         _check_key(paths),
     ]
 
@@ -269,9 +271,11 @@ def _check_slot(config: Config, trait: str, base: type, loss: str) -> Check:
 # --------------------------------------------------------------------------- folders
 
 
-def _check_snapshots(paths: Paths) -> Check:
+def _check_snapshots(where: str) -> Check:
     name = "snapshot folder"
-    folder = paths.snapshots
+    if "://" in where:
+        return _check_store(where)
+    folder = Path(where).expanduser()
     try:
         info = folder.stat()
     except FileNotFoundError:
@@ -291,6 +295,16 @@ def _check_snapshots(paths: Paths) -> Check:
     free = os.statvfs(folder)
     gib = free.f_bavail * free.f_frsize / (1 << 30)
     return Check(name, True, f"{folder}, {gib:.1f} GiB free.")
+
+
+def _check_store(url: str) -> Check:
+    name = "snapshot store"
+    try:
+        store = open_store(url)
+        count = len(store.list())
+    except GpuPredictError as error:
+        return Check(name, False, f"{error}.", "Correct GpuPredict.snapshot_store, or unset it.")
+    return Check(name, True, f"{store.shown}, {count} snapshots.")
 
 
 def _check_place(name: str, folder: Path) -> Check:

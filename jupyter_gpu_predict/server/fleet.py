@@ -6,22 +6,23 @@ import asyncio
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 from ..control.loop import ControlLoop
 from ..control.records import KernelRecord
-from ..core.migration.cost import Transfer
-from ..core.model import CellRun, Claim, Lease, LeaseState, Outcome
+from ..core.model import Lease, LeaseState
 from ..errors import GpuPredictError, LinkTimeoutError
 from ..kernel import messages as m
 from ..kernel.provisioner import is_python
+from ..snapshots.stores import SnapshotStore
 from .calls import Calls
 from .connection import send_for
-from .inputs import size_bytes
 from .link import KernelAgentLink
+from .notices import Notices
+from .offers import Offers
 from .paths import Paths
 
 log = logging.getLogger(__name__)
@@ -37,20 +38,26 @@ class Fleet:
         self,
         loop: ControlLoop,
         paths: Paths,
+        store: SnapshotStore,
         *,
         root_dir: str,
         claim_deadline_s: float,
         orphan_timeout_s: float,
+        recompute: bool,
         remember: Callable[[Fleet, str], None],
         forget: Callable[[str], None],
     ) -> None:
         self.loop = loop
         self.paths = paths
+        self.store = store
         self.root_dir = root_dir
         self._notebooks: dict[str, str | None] = {}
         self.claim_deadline_s = claim_deadline_s
         self.orphan_timeout_s = orphan_timeout_s
+        self.recompute = recompute
         self.calls = Calls(self)
+        self.offers = Offers(store, loop.event)
+        self.notices = Notices(self)
         self.links: dict[str, KernelAgentLink] = {}
         self.managers: dict[str, Any] = {}
         self._remember = remember
@@ -60,6 +67,7 @@ class Fleet:
         self._unanswered: dict[str, dict[str, OrderedDict[str, tuple[str, Any]]]] = {}
         self._connections: WeakSet[Any] = WeakSet()
         self._boots: dict[str, asyncio.Task[None]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
         self._placing = asyncio.Lock()
         self._closed = False
 
@@ -126,7 +134,7 @@ class Fleet:
         """Open the link to a kernel process."""
         kernel_id = km.kernel_id
         link = KernelAgentLink(
-            kernel_id, km, km.provisioner, lambda t, c: self._notice(kernel_id, t, c)
+            kernel_id, km, km.provisioner, lambda t, c: self.notices.take(kernel_id, t, c)
         )
         self.own(link)
         self.links[kernel_id] = link
@@ -136,7 +144,7 @@ class Fleet:
     def adopt_link(self, kernel_id: str, link: KernelAgentLink, provisioner: Any) -> None:
         """Let `link` be the kernel's link from now on: the kernel lives in another process."""
         link.provisioner = provisioner
-        link.on_notice(lambda t, c: self._notice(kernel_id, t, c))
+        link.on_notice(lambda t, c: self.notices.take(kernel_id, t, c))
         self.links[kernel_id] = link
         self.loop.kernel(kernel_id).port = link
 
@@ -163,6 +171,7 @@ class Fleet:
             for run in self.loop.store.cell_runs(notebook=notebook):
                 if run.peak_bytes:
                     record.peaks[run.digest] = run.peak_bytes
+                record.lasted(run)
         return record
 
     def agent_config(
@@ -179,7 +188,7 @@ class Fleet:
             "lease_bytes": lease.bytes if lease and lease.state is not LeaseState.SUSPENDED else 0,
             "epoch": lease.epoch if lease else 0,
             "spill_dir": str(self.paths.spill),
-            "snapshot_folder": str(self.paths.snapshots),
+            "snapshot_folder": self.store.url,
             "key_path": str(self.paths.key),
             "dill_dir": str(Path(dill.__file__).parent.parent),
             "claim_deadline_s": self.claim_deadline_s,
@@ -187,13 +196,40 @@ class Fleet:
             "notebook": record.notebook,
             "server_pid": os.getpid(),
             "peaks": record.peaks,
+            "durations": record.durations,
+            "long_cell_s": self.long_cell_s,
+            "recompute": self.recompute,
         }
+
+    @property
+    def long_cell_s(self) -> float:
+        """From which expected duration a cell is preceded by a snapshot; 0 for never."""
+        settings = self.loop.settings
+        return settings.autosave_long_s if settings.autosave else 0.0
+
+    def tell_settings(self) -> None:
+        """Tell every kernel the settings that it acts on by itself."""
+        for kernel_id, link in self.links.items():
+            if link.has_agent:
+                self._spawn(self._tell_settings(kernel_id, link))
+
+    async def _tell_settings(self, kernel_id: str, link: KernelAgentLink) -> None:
+        try:
+            await link.request(m.SettingsRequest(self.long_cell_s), 10.0)
+        except GpuPredictError as error:
+            log.warning("Kernel %s did not hear of the new settings: %s", kernel_id, error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     async def _boot(self, km: Any, link: KernelAgentLink, record: KernelRecord) -> None:
         kernel_id = km.kernel_id
         try:
+            offer = await self.offers.find(kernel_id, record.notebook)
             config = self.agent_config(kernel_id, self.loop.leases.get(kernel_id), record)
-            await link.boot(config, BOOT_TIMEOUT_S)
+            await link.boot({**config, "offer": offer}, BOOT_TIMEOUT_S)
             await asyncio.to_thread(self._remember, self, kernel_id)
         except GpuPredictError as error:
             log.warning(
@@ -215,9 +251,11 @@ class Fleet:
         link, record = self.links[kernel_id], self.loop.kernel(kernel_id)
         while is_python(self.managers[kernel_id].kernel_spec):
             try:
-                await link.listen(GREET_TIMEOUT_S)
+                if (await link.listen(GREET_TIMEOUT_S)).get("changed"):
+                    record.changed_s = self.loop.clock()
                 # The last server may have died in the middle of a move.
                 await link.request(m.ReleaseHoldRequest(), GREET_TIMEOUT_S)
+                await self._tell_settings(kernel_id, link)
                 break
             except LinkTimeoutError:
                 log.info("Kernel %s is too busy to answer; it is kept", kernel_id)
@@ -234,10 +272,14 @@ class Fleet:
             self.disown(link)
         self.managers.pop(kernel_id, None)
 
-    async def ended(self, km: Any, *, restart: bool) -> None:
-        """Let go of a kernel that was shut down or is being restarted."""
+    async def ended(self, km: Any, *, restart: bool, died: str | None) -> None:
+        """Let go of a kernel that was shut down, or has died, or is being restarted."""
         if self._closed:
             return
+        if died is not None and restart:
+            self.offers.died(km.kernel_id, died)
+        elif not restart:
+            self.offers.settled(km.kernel_id)
         if km.kernel_id in self.links or km.kernel_id in self.loop.kernels:
             await self._drop(km.kernel_id, "restart" if restart else "shut down")
 
@@ -256,9 +298,10 @@ class Fleet:
         for kernel_id in list(self.loop.kernels):
             await self.loop.kernel_ended(kernel_id, "the server stops")
             await asyncio.to_thread(self._forget, kernel_id)
-        for task in self._boots.values():
+        left = [*self._boots.values(), *self._telling]
+        for task in left:
             task.cancel()
-        await asyncio.gather(*self._boots.values(), return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
         for link in list(self.links.values()):
             self.disown(link)
         self.links.clear()
@@ -336,87 +379,6 @@ class Fleet:
         record.queued_runs = max(0, unanswered - 1)
         if record.queued_runs > before:
             self.loop.wake()
-
-    # ------------------------------------------------------------------ notices
-
-    def _notice(self, kernel_id: str, msg_type: str, content: dict[str, Any]) -> None:
-        record = self.loop.kernels.get(kernel_id)
-        if record is None:
-            return
-        cls = _NOTICES.get(msg_type)
-        if cls is None:
-            log.debug("Kernel %s sent an unknown notice %s", kernel_id, msg_type)
-            return
-        try:
-            self.heard(record, m.decode(cls, content))
-        except (GpuPredictError, ValueError, TypeError) as error:
-            log.warning("Kernel %s sent a malformed %s: %s", kernel_id, msg_type, error)
-
-    def heard(self, record: KernelRecord, notice: m.Message) -> None:
-        """Act on a kernel's notice."""
-        loop = self.loop
-        match notice:
-            case m.StateMessage():
-                self._state(record, notice)
-            case m.DemandMessage():
-                record.used_bytes = notice.used_bytes
-                record.suspended_bytes = notice.suspended_bytes
-                if notice.keep_reason:
-                    record.keep(notice.keep_reason, loop.clock())
-                loop.wake()
-            case m.CellRunMessage():
-                fields = {k: v for k, v in notice.content().items() if k != "version"}
-                fields["outcome"] = Outcome(fields["outcome"])
-                loop.cell_ran(
-                    record,
-                    CellRun(kernel_id=record.kernel_id, notebook=record.notebook, **fields),
-                )
-            case m.ClaimMessage():
-                self._claim(record, notice)
-            case m.ClaimEndMessage():
-                loop.claim_ended(notice.claim_id, notice.reason)
-            case m.CallMessage():
-                self.calls.start(record.kernel_id, notice)
-
-    def _claim(self, record: KernelRecord, notice: m.ClaimMessage) -> None:
-        self.loop.claim(
-            Claim(
-                claim_id=notice.claim_id,
-                kernel_id=record.kernel_id,
-                bytes=size_bytes(notice.bytes),
-                made_s=float(notice.made_s),
-                deadline_s=float(notice.deadline_s),
-                priority=max(notice.priority, record.priority),
-                affinity=notice.affinity,
-                critical=notice.critical,
-                origin="cell",
-            )
-        )
-
-    def _state(self, record: KernelRecord, notice: m.StateMessage) -> None:
-        loop = self.loop
-        if notice.event == "busy":
-            loop.cell_started(record, notice.running_digest)
-            return
-        record.used_bytes = notice.used_bytes
-        record.suspended_bytes = notice.suspended_bytes
-        if notice.event == "described" and notice.running_digest and not record.busy:
-            record.running_since_s = loop.clock()
-            record.running_digest = notice.running_digest
-        if notice.event == "restored":
-            loop.learned(Transfer.RESTORE, notice.bytes, notice.seconds)
-            lease = loop.leases.get(record.kernel_id)
-            loop.event(
-                "restored",
-                kernel_id=record.kernel_id,
-                notebook=record.notebook,
-                gpu_uuid=lease.gpu_uuid if lease else None,
-                bytes=notice.bytes,
-                seconds=notice.seconds,
-            )
-
-
-_NOTICES = {cls.msg_type: cls for cls in m.NOTICES}
 
 
 def notebook_path(session_name: str | None, root_dir: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import asdict
 from typing import Any
@@ -180,9 +181,10 @@ class KernelOperationHandler(ApiHandler):
 
     @authenticated
     @authorized
-    def post(self, kernel_id: str, kind: str) -> None:
+    async def post(self, kernel_id: str, kind: str) -> None:
         """Start it and answer 202 with the operation."""
-        self.accepted(getattr(self.api, kind)(text(kernel_id, "kernel"), self.body()))
+        started = getattr(self.api, kind)(text(kernel_id, "kernel"), self.body())
+        self.accepted(await started if inspect.isawaitable(started) else started)
 
 
 class OperationHandler(ApiHandler):
@@ -193,6 +195,17 @@ class OperationHandler(ApiHandler):
     def get(self, operation_id: str) -> None:
         """Show its state."""
         self.answer(self.api.operation(text(operation_id, "operation")))
+
+
+class OperationCancelHandler(ApiHandler):
+    """The end of an operation before it is done."""
+
+    @authenticated
+    @authorized
+    async def post(self, operation_id: str) -> None:
+        """Ask it to stop, and answer 202 with the operation."""
+        self.no_body()
+        self.answer(await self.api.cancel(text(operation_id, "operation")), 202)
 
 
 class SnapshotsHandler(ApiHandler):
@@ -272,6 +285,7 @@ ROUTES: tuple[tuple[str, type[ApiHandler]], ...] = (
     (f"kernels/{_PART}/{_any(KERNEL_ACTIONS)}", KernelActionHandler),
     (f"kernels/{_PART}/{_any(KERNEL_OPERATIONS)}", KernelOperationHandler),
     (f"operations/{_PART}", OperationHandler),
+    (f"operations/{_PART}/cancel", OperationCancelHandler),
     ("snapshots", SnapshotsHandler),
     (f"snapshots/{_PART}", SnapshotHandler),
     ("plan", PlanHandler),

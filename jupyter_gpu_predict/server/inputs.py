@@ -10,12 +10,12 @@ from ..core.model import GpuHealth, PolicySettings
 from ..errors import BadInputError
 
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
-MAX_MOVES = 64
 MAX_NAME = 128
 LARGEST_BYTES = 1 << 62
 HEALTH_FIELDS = {*GpuHealth.__dataclass_fields__, "lost", "xid"}
 """What can be scripted: each health value, the loss of the GPU, an XID that occurs now."""
 
+_COUNTS = {"max_moves": 64, "autosave_keep": 1000}
 _SHARES = {"prebind_threshold", "max_duty"}
 _SHOWN = 60
 
@@ -90,13 +90,24 @@ def health(body: Mapping[str, Any]) -> dict[str, Any]:
     return dict(body)
 
 
-def moves(value: Any, name: str) -> int:
+def count(value: Any, name: str) -> int:
     """Return a small whole number above zero."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_MOVES:
+    largest = _COUNTS[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
         raise BadInputError(
-            f"{name} must be a whole number from 1 to {MAX_MOVES}, not {_shown(value)}"
+            f"{name} must be a whole number from 1 to {largest}, not {_shown(value)}"
         )
     return value
+
+
+def names(value: Any, name: str) -> tuple[str, ...]:
+    """Return names of variables; an empty list is all of them."""
+    if not isinstance(value, list) or not all(isinstance(n, str) for n in value):
+        raise BadInputError(f"{name} must be a list of names, not {_shown(value)}")
+    wrong = next((n for n in value if not n.isidentifier()), None)
+    if wrong is not None:
+        raise BadInputError(f"{name} must be a list of names, and {_shown(wrong)} is none")
+    return tuple(value)
 
 
 def policy(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,10 +118,10 @@ def policy(body: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in body.items():
         if isinstance(getattr(defaults, name), bool):
             changes[name] = boolean(value, name)
-        elif name == "headroom_bytes":
+        elif name.endswith("_bytes"):
             changes[name] = 0 if value == 0 and value is not False else size_bytes(value, name)
-        elif name == "max_moves":
-            changes[name] = moves(value, name)
+        elif name in _COUNTS:
+            changes[name] = count(value, name)
         elif name in _SHARES:
             changes[name] = share(value, name)
         else:

@@ -7,6 +7,7 @@ import hmac
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,11 @@ ALIVE_CHECK_S = 0.5
 Notice = Callable[[str, dict[str, Any]], None]
 
 
+def named_error(code: object, reason: object) -> GpuPredictError:
+    """Return the error that a kernel named by its code."""
+    return _BY_REASON.get(str(code), KernelLinkError)(str(reason))
+
+
 class LinkSession:
     """Sockets and session of one link; `km` is anything with connect methods and a session.
 
@@ -39,8 +45,9 @@ class LinkSession:
     link nothing.
     """
 
-    def __init__(self, km: Any, on_notice: Notice) -> None:
+    def __init__(self, km: Any, on_notice: Notice, kernel_id: str) -> None:
         self._on_notice = on_notice
+        self._kernel_id = kernel_id
         self.session = Session(key=km.session.key, signature_scheme=km.session.signature_scheme)
         self._pending: dict[str, asyncio.Future[dict[str, Any]]] = {}
         identity = self.session.bsession
@@ -83,7 +90,7 @@ class LinkSession:
             If no reply came in time.
         """
         if stream.closed():
-            raise KernelLinkError(f"{msg_type}: the link to this kernel is closed; it has ended")
+            raise KernelLinkError(f"{msg_type}: kernel {self._kernel_id} has ended")
         sent = self.session.send(stream, msg_type, content)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._pending[sent["header"]["msg_id"]] = future
@@ -100,7 +107,7 @@ class LinkSession:
         """Close the sockets; whoever still waits hears of it."""
         for future in self._pending.values():
             if not future.done():
-                future.set_exception(KernelLinkError("the kernel has ended"))
+                future.set_exception(KernelLinkError(f"kernel {self._kernel_id} has ended"))
         for stream in (self.control, self.shell, self.iopub):
             if not stream.closed():
                 stream.on_recv(None)
@@ -114,9 +121,10 @@ class KernelAgentLink:
         self.kernel_id = kernel_id
         self.provisioner = provisioner
         self.has_agent = False
+        self.executable = sys.executable
         self._heard = asyncio.Event()
         self._on_notice = on_notice
-        self.wire = LinkSession(km, self._notice)
+        self.wire = LinkSession(km, self._notice, kernel_id)
 
     def _notice(self, msg_type: str, content: dict[str, Any]) -> None:
         self._heard.set()
@@ -170,6 +178,7 @@ class KernelAgentLink:
                     ) from None
                 continue
             self.has_agent = True
+            self.executable = str(description.get("executable") or sys.executable)
             return description
 
     async def request(self, message: m.Message, timeout_s: float) -> dict[str, Any]:
@@ -194,8 +203,7 @@ class KernelAgentLink:
         finally:
             asked.cancel()
         if reply.get("status") != "ok":
-            cls = _BY_REASON.get(str(reply.get("code")), KernelLinkError)
-            raise cls(str(reply.get("reason")))
+            raise named_error(reply.get("code"), reply.get("reason"))
         return reply
 
     async def describe(self, timeout_s: float = 5.0, *, modules: bool = False) -> dict[str, Any]:

@@ -10,7 +10,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ..control.loop import ControlLoop
 
-COUNTED = ("bound", "prebound", "prebind_hit", "reclaimed", "restored", "migrated", "claim_refused")
+COUNTED = (
+    "bound",
+    "prebound",
+    "prebind_hit",
+    "reclaimed",
+    "restored",
+    "migrated",
+    "claim_refused",
+    "snapshot",
+    "kernel_died",
+)
 
 
 class Gauges:

@@ -20,16 +20,13 @@ from ..core.migration.machine import (
 from ..core.model import LeaseState
 from ..errors import ConflictError, GpuPredictError, KernelLinkError
 from ..kernel import messages as m
-from ..snapshots.folder import SnapshotFolder
 from .fleet import Fleet
 from .handover import Handover
 from .link import KernelAgentLink
+from .snapshots import QUIET_DEADLINE_S
 from .standby import Standby
 
 log = logging.getLogger(__name__)
-
-QUIET_DEADLINE_S = 300.0
-"""How long a move or snapshot waits for the running cell."""
 
 OLD_GONE_S = 2.0
 """How long a move waits to see the killed process gone; it is killed in any case."""
@@ -59,7 +56,6 @@ class Move:
         self.migration = migration
         self.kernel_id = record.kernel_id
         self.manager = fleet.managers[record.kernel_id]
-        self.folder = SnapshotFolder(fleet.paths.snapshots)
         self.standby = Standby(fleet, self.manager)
         self.notes: list[str] = []
         """What of the state is not quite as it was, e.g. a library's memory now held twice."""
@@ -142,10 +138,11 @@ class Move:
         self._captured = await self.link.request(
             m.SnapshotRequest(
                 name=f"move-{self.kernel_id[:8]}",
-                folder=str(self.fleet.paths.snapshots),
+                folder=self.fleet.store.url,
                 key_path=str(self.fleet.paths.key),
                 move=True,
                 hold=True,
+                cause="move",
                 notebook=self.record.notebook,
                 deadline_s=QUIET_DEADLINE_S,
             ),
@@ -161,7 +158,7 @@ class Move:
         restored = await standby.request(
             m.RestoreRequest(
                 snapshot_id=captured["snapshot_id"],
-                folder=str(self.fleet.paths.snapshots),
+                folder=self.fleet.store.url,
                 key_path=str(self.fleet.paths.key),
                 move=True,
                 deadline_s=60.0,
@@ -219,7 +216,7 @@ class Move:
     async def _discard_capture(self) -> None:
         if self._captured is not None:
             snapshot_id, self._captured = self._captured["snapshot_id"], None
-            await asyncio.to_thread(self.folder.delete, snapshot_id)
+            await asyncio.to_thread(self.fleet.store.delete, snapshot_id)
 
     def _free_target(self) -> None:
         self.record.target_gpu_uuid, self.record.target_bytes = None, 0

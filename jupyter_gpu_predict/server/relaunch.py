@@ -1,4 +1,4 @@
-"""Snapshots of kernels, and moving a kernel to another process on another GPU (rung 3)."""
+"""Moving kernels to other processes on other GPUs (rung 3)."""
 
 from __future__ import annotations
 
@@ -13,117 +13,21 @@ from ..core.allocation.capacity import takes_new_leases
 from ..core.migration.machine import request
 from ..core.model import Lease, LeaseState, Rung
 from ..core.sizes import format_bytes
-from ..errors import ConflictError, SnapshotError, UnsatisfiableError
-from ..kernel import messages as m
-from ..snapshots.folder import SnapshotFolder
+from ..errors import ConflictError, UnsatisfiableError
 from .fleet import Fleet
-from .link import KernelAgentLink
-from .move import QUIET_DEADLINE_S, Move, Progress
+from .move import Move, Progress
+from .works import free_kernel
 
 log = logging.getLogger(__name__)
 
 
 class Relauncher:
-    """`control.ports.Moves` over the kernel link; every path to a snapshot or a move is here."""
+    """`control.ports.Moves` over the kernel link; every path to a move is here."""
 
     def __init__(self, fleet: Fleet, remember: Callable[[str], None]) -> None:
         self.fleet = fleet
         self.loop = fleet.loop
-        self.folder = SnapshotFolder(fleet.paths.snapshots)
         self._remember = remember
-
-    # ------------------------------------------------------------------ snapshots
-
-    async def take_snapshot(self, kernel_id: str, name: str | None, reason: str) -> dict[str, Any]:
-        """Save the kernel's state between cells."""
-        record, link = self._at_work(kernel_id, "snapshot")
-        try:
-            answer = await self._capture(record, link, name or _auto_name(record))
-        finally:
-            record.working = None
-        record.last_snapshot_s = self.loop.clock()
-        self.note_snapshot(record, answer, reason)
-        return answer
-
-    def note_snapshot(self, record: KernelRecord, answer: dict[str, Any], reason: str) -> None:
-        """Log a snapshot that was taken."""
-        self.loop.event(
-            "snapshot",
-            kernel_id=record.kernel_id,
-            notebook=record.notebook,
-            snapshot_id=answer.get("snapshot_id"),
-            name=answer.get("name"),
-            bytes=answer.get("bytes_written", 0),
-            seconds=answer.get("seconds", 0.0),
-            reason=reason,
-        )
-
-    async def restore_snapshot(self, kernel_id: str, snapshot_id: str) -> dict[str, Any]:
-        """Load a snapshot into the kernel."""
-        record, link = self._at_work(kernel_id, "restore")
-        try:
-            paths = self.fleet.paths
-            answer = await link.request(
-                m.RestoreRequest(
-                    snapshot_id=snapshot_id,
-                    folder=str(paths.snapshots),
-                    key_path=str(paths.key),
-                    deadline_s=QUIET_DEADLINE_S,
-                ),
-                QUIET_DEADLINE_S + 120.0,
-            )
-        finally:
-            record.working = None
-            self.loop.wake()
-        self.loop.event(
-            "snapshot_restored",
-            kernel_id=kernel_id,
-            notebook=record.notebook,
-            snapshot_id=snapshot_id,
-        )
-        return answer
-
-    def catalogue(self) -> list[dict[str, Any]]:
-        """Return every snapshot, newest first."""
-        return [
-            {
-                "id": s.snapshot_id,
-                "name": s.name,
-                "created_s": s.created_s,
-                "kernel_id": s.kernel_id,
-                "notebook": s.notebook,
-                "bytes": s.nbytes,
-                "variables": s.variables,
-            }
-            for s in reversed(self.folder.list())
-        ]
-
-    def describe_snapshot(self, snapshot_id: str) -> dict[str, Any]:
-        """Return one snapshot with its variables."""
-        summary = next((m for m in self.catalogue() if m["id"] == snapshot_id), None)
-        if summary is None:
-            raise SnapshotError(
-                f"snapshot {snapshot_id!r} is damaged and cannot be read; delete it"
-            )
-        manifest = self.folder.read(snapshot_id)["manifest"]
-        return {**summary, "python": manifest["python"], "variables": manifest["variables"]}
-
-    async def _capture(
-        self, record: KernelRecord, link: KernelAgentLink, name: str
-    ) -> dict[str, Any]:
-        paths = self.fleet.paths
-        return await link.request(
-            m.SnapshotRequest(
-                name=name,
-                folder=str(paths.snapshots),
-                key_path=str(paths.key),
-                notebook=record.notebook,
-                deadline_s=QUIET_DEADLINE_S,
-            ),
-            QUIET_DEADLINE_S + 300.0,
-        )
-
-    # ------------------------------------------------------------------ moves
 
     def choose_target(self, record: KernelRecord) -> str:
         """Return the GPU with the most room that the kernel could move to.
@@ -176,7 +80,8 @@ class Relauncher:
             now_s=loop.clock(),
             reason=reason,
         )
-        record, link = self._at_work(kernel_id, "migrate")
+        record, link = free_kernel(self.fleet, kernel_id, "migrate")
+        record.working = "migrate"
         started = time.perf_counter()
         record.target_gpu_uuid = target_gpu_uuid
         record.target_bytes = _moving_bytes(record, lease, wanted_bytes)
@@ -231,18 +136,6 @@ class Relauncher:
             )
         return record, lease
 
-    def _at_work(self, kernel_id: str, kind: str) -> tuple[KernelRecord, KernelAgentLink]:
-        record = self.loop.kernel(kernel_id)
-        link = self.fleet.links.get(kernel_id)
-        if link is None or not link.has_agent:
-            raise ConflictError(f"kernel {kernel_id} has no agent; see `jupyter gpu doctor`")
-        if record.working is not None:
-            raise ConflictError(
-                f"kernel {kernel_id}: a {record.working} is under way; try the {kind} again after"
-            )
-        record.working = kind
-        return record, link
-
 
 def _moving_bytes(record: KernelRecord, lease: Lease | None, wanted: int | None = None) -> int:
     """Return what is set aside for the kernel on its new GPU."""
@@ -251,8 +144,3 @@ def _moving_bytes(record: KernelRecord, lease: Lease | None, wanted: int | None 
     if lease.state is LeaseState.SUSPENDED:
         return lease.resident_bytes
     return max(wanted or 0, record.used_bytes)
-
-
-def _auto_name(record: KernelRecord) -> str:
-    stem = (record.notebook or record.kernel_id[:8]).rsplit("/", 1)[-1].removesuffix(".ipynb")
-    return f"auto-{stem}"[:100]

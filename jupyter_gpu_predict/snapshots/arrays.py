@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .buffers import IN_BAND_BYTES, loaded, raw_memory
+from .types_memory import address_of, plain_owner
 
 if TYPE_CHECKING:
-    from .pickling import SnapshotPickler
+    from .pickling import Context, SnapshotPickler
 
 
 _View = tuple[Any, int, Any, Any, bool]
@@ -15,32 +16,96 @@ _View = tuple[Any, int, Any, Any, bool]
 
 
 def reduce_array(pickler: SnapshotPickler, array: Any) -> Any:
-    """Reduce an exact ``numpy.ndarray`` to its owner's memory or to a view of another array."""
+    """Reduce an exact ``numpy.ndarray`` to its owner's memory or to a view of what owns it."""
     numpy = loaded("numpy")
     if pickler.context.is_detached(array):
         return _reduce_owner(pickler, numpy, array)
-    root = _root(numpy, array)
-    if root is not array and not root.dtype.hasobject:
+    found = _find_owner(pickler, numpy, array)
+    if found is None:
+        return _reduce_owner(pickler, numpy, array)
+    kind, owner, offset = found
+    view = (array.dtype, offset, array.shape, array.strides, array.flags.writeable)
+    return _REBUILDERS[kind], (owner, view)
+
+
+def reduce_array_subclass(pickler: SnapshotPickler, array: Any) -> Any:
+    """Reduce a subclass of ``numpy.ndarray``, such as a memory map, with what it shares."""
+    numpy = loaded("numpy")
+    if array.dtype.hasobject and array.dtype != object:
+        return NotImplemented
+    found = _find_owner(pickler, numpy, array)
+    if found is None:
+        plain = _plain(pickler.context, array)
+        order = _order(array)
+        strides = array.strides if order else _c_strides(array)
+        found = ("array", plain, 0)
+    else:
+        strides = array.strides
+    kind, owner, offset = found
+    view = (array.dtype, offset, array.shape, strides, array.flags.writeable)
+    state = dict(vars(array)) if hasattr(array, "__dict__") else {}
+    fill = RebuildArrays.fill_subclass
+    return RebuildArrays.array_subclass, (type(array), kind, owner, view), state, None, None, fill
+
+
+def reduce_masked_array(pickler: SnapshotPickler, array: Any) -> Any:
+    """Reduce an exact ``numpy.ma.MaskedArray`` to its data, which may be shared, and its mask."""
+    state = {
+        "fill_value": array._fill_value,
+        "_hardmask": array._hardmask,
+        "_sharedmask": array._sharedmask,
+    }
+    arguments = (array.data, array._mask if array._mask is not _no_mask() else None)
+    return RebuildArrays.masked_array, arguments, state, None, None, RebuildArrays.fill_masked
+
+
+def _find_owner(pickler: SnapshotPickler, numpy: Any, array: Any) -> tuple[str, Any, int] | None:
+    """Return kind and owner of the memory and where in it the array begins; ``None`` if itself."""
+    context = pickler.context
+    root, inside = _root(numpy, array), False
+    low, high = _bounds(numpy, array)
+    address = array.__array_interface__["data"][0]
+    if root is not array:
         start = root.__array_interface__["data"][0]
-        low, high = _bounds(numpy, array)
-        if start <= low and high <= start + root.nbytes and _order(root):
-            offset = array.__array_interface__["data"][0] - start
-            view = (array.dtype, offset, array.shape, array.strides, array.flags.writeable)
-            return RebuildArrays.array_view, (root, view)
-    if root is not array and root.dtype.hasobject:
-        pickler.note("sharing lost: a view of an array of objects was saved apart")
+        inside = start <= low and high <= start + root.nbytes and bool(_order(root))
+        if type(root) is not numpy.ndarray and not reduces_plainly(numpy, type(root)):
+            pickler.note(f"sharing lost: its memory belongs to a {type(root).__name__}")
+        if root.dtype.hasobject:
+            if inside and root.dtype == object and array.dtype == object:
+                return "object", _plain(context, root), address - start
+            pickler.note("sharing lost: a view of an array of objects was saved apart")
+            return None
     torch = loaded("torch")
-    if torch is not None and isinstance(root.base, torch.Tensor) and not root.dtype.hasobject:
-        storage = pickler.context.canonical_storage(root.base.untyped_storage())
-        offset = array.__array_interface__["data"][0] - storage.data_ptr()
-        low, high = _bounds(numpy, array)
-        if storage.data_ptr() <= low and high <= storage.data_ptr() + storage.nbytes():
-            view = (array.dtype, offset, array.shape, array.strides, array.flags.writeable)
-            return RebuildArrays.array_over_storage, (storage, view)
-    owner = array.base.obj if isinstance(array.base, memoryview) else array.base
-    if root is array and owner is not None and not isinstance(owner, bytes):
-        pickler.note(f"sharing lost: its memory belongs to a {type(owner).__name__}")
-    return _reduce_owner(pickler, numpy, array)
+    if torch is not None and isinstance(root.base, torch.Tensor):
+        storage = context.canonical_storage(root.base.untyped_storage())
+        start = storage.data_ptr()
+        if start <= low and high <= start + storage.nbytes():
+            return "storage", storage, address - start
+    if (owner := plain_owner(root.base)) is not None:
+        start = address_of(owner)
+        if start <= low and high <= start + memoryview(owner).nbytes:
+            return "memory", owner, address - start
+    if root is not array and inside:
+        return "array", _plain(context, root), address - start
+    if root is array and root.base is not None and array.nbytes:
+        kind = type(root.base.obj if isinstance(root.base, memoryview) else root.base)
+        if array.flags.writeable or not str(kind.__module__).startswith(_IMMUTABLE):
+            pickler.note(f"sharing lost: its memory belongs to a {kind.__name__}")
+    return None
+
+
+def _plain(context: Context, root: Any) -> Any:
+    """Return one exact array for the memory of `root`."""
+    numpy = loaded("numpy")
+    if type(root) is numpy.ndarray:
+        return root
+    if not isinstance(root, numpy.ndarray):
+        return root
+    known = vars(context).setdefault("plain_arrays", {})
+    if id(root) not in known:
+        known[id(root)] = context.detached(root.view(numpy.ndarray))
+        context.keep(root)
+    return known[id(root)]
 
 
 def reduce_pandas_block(pickler: SnapshotPickler, block: Any) -> Any:
@@ -56,7 +121,7 @@ def reduce_pandas_block(pickler: SnapshotPickler, block: Any) -> Any:
 
 def _reduce_owner(pickler: SnapshotPickler, numpy: Any, array: Any) -> Any:
     if array.dtype.hasobject:
-        return NotImplemented
+        return _reduce_objects(pickler, numpy, array)
     context = pickler.context
     dtype, writeable = array.dtype, bool(array.flags.writeable)
     order = _order(array)
@@ -77,15 +142,49 @@ def _reduce_owner(pickler: SnapshotPickler, numpy: Any, array: Any) -> Any:
     return RebuildArrays.odd_array, (index, view)
 
 
+def _reduce_objects(pickler: SnapshotPickler, numpy: Any, array: Any) -> Any:
+    order = _order(array)
+    if array.dtype != object or not order:
+        return NotImplemented
+    # The memory is there before the objects, which may hold views of it.
+    version, shape, dtype, fortran, items = array.__reduce__()[2]
+    state = (version, shape, dtype, fortran, items)
+    fill = RebuildArrays.fill_objects
+    writeable = bool(array.flags.writeable)
+    return RebuildArrays.object_array, (shape, order), (state, writeable), None, None, fill
+
+
+def reduces_plainly(numpy: Any, kind: type) -> bool:
+    """Tell whether a subclass of ``numpy.ndarray`` leaves pickling to numpy."""
+    own: Any = kind
+    plain: Any = numpy.ndarray
+    names = ("__reduce__", "__reduce_ex__", "__setstate__")
+    return all(getattr(own, name) is getattr(plain, name) for name in names)
+
+
 def _root(numpy: Any, array: Any) -> Any:
     root = array
     while True:
         base = root.base
         if type(base).__name__ == "DummyArray" and base is not None:
             base = base.base  # numpy.lib.stride_tricks keeps the real base one step away
-        if type(base) is not numpy.ndarray:
+        if isinstance(base, memoryview) and isinstance(base.obj, numpy.ndarray):
+            base = base.obj
+        if not isinstance(base, numpy.ndarray):
             return root
         root = base
+
+
+def _no_mask() -> Any:
+    return loaded("numpy").ma.nomask
+
+
+def _c_strides(array: Any) -> tuple[int, ...]:
+    strides, step = [], array.itemsize
+    for length in reversed(array.shape):
+        strides.append(step)
+        step *= length
+    return tuple(reversed(strides))
 
 
 def _order(array: Any) -> str:
@@ -104,6 +203,11 @@ def as_bytes(root: Any) -> Any:
     """Return the memory of a contiguous array as a writable one-dimensional ``uint8`` array."""
     import numpy as np
 
+    torch = loaded("torch")
+    if torch is not None and isinstance(root, torch.UntypedStorage):
+        return torch.empty(0, dtype=torch.uint8, device="cpu").set_(root).numpy()
+    if not isinstance(root, np.ndarray):
+        return np.frombuffer(root, np.uint8)
     frozen = not root.flags.writeable
     if frozen and root.flags.owndata:
         root.flags.writeable = True
@@ -142,6 +246,59 @@ class RebuildArrays:
         """Return a view over the memory of `root`."""
         return _view(as_bytes(root), view)
 
+    def array_over_memory(self, owner: Any, view: _View) -> Any:
+        """Return an array over the memory of a bytearray, an array, a map or an arrow buffer."""
+        import numpy as np
+
+        return _view(np.frombuffer(owner, np.uint8), view)
+
+    def object_array(self, shape: Any, order: Any) -> Any:
+        """Return an array of objects that are still to come."""
+        import numpy as np
+
+        return np.empty(shape, object, order or "C")
+
+    def fill_objects(self, array: Any, state: tuple[Any, bool]) -> None:
+        """Put the objects into an array and lock it if it was."""
+        import numpy as np
+
+        values: Any = np.empty(0, object)
+        values.__setstate__(state[0])
+        array[...] = values
+        array.flags.writeable = state[1]
+
+    def object_view(self, root: Any, view: _View) -> Any:
+        """Return a view of an array of objects."""
+        import numpy as np
+
+        _, offset, shape, strides, writeable = view
+        flat = root.reshape(-1) if root.flags.c_contiguous else root.T.reshape(-1)
+        first = flat[offset // flat.itemsize :]
+        return np.lib.stride_tricks.as_strided(first, shape, strides, writeable=writeable)
+
+    def array_subclass(self, cls: Any, kind: str, owner: Any, view: _View) -> Any:
+        """Return an array of a class of its own over memory that others may share."""
+        plain = getattr(self, _REBUILDERS[kind].__name__)(owner, view)
+        array = plain.view(cls)
+        if array.dtype != view[0] or type(array.dtype) is not type(view[0]):
+            array.dtype = view[0]
+        return array
+
+    def fill_subclass(self, array: Any, attributes: dict[str, Any]) -> None:
+        """Give an array of a class of its own its attributes."""
+        vars(array).update(attributes)
+
+    def masked_array(self, data: Any, mask: Any) -> Any:
+        """Return a masked array over `data` and `mask`."""
+        import numpy as np
+
+        return np.ma.MaskedArray(data, np.ma.nomask if mask is None else mask, copy=False)
+
+    def fill_masked(self, array: Any, attributes: dict[str, Any]) -> None:
+        """Give a masked array its fill value and how it shares its mask."""
+        vars(array).update({k: v for k, v in attributes.items() if k != "fill_value"})
+        array._fill_value = attributes["fill_value"]
+
     def array_over_storage(self, storage: Any, view: _View) -> Any:
         """Return an array over the memory of a torch storage."""
         import torch
@@ -157,3 +314,13 @@ def _view(memory: Any, view: _View) -> Any:
     array = np.ndarray(shape, dtype, memory, offset, strides)
     array.flags.writeable = writeable
     return array
+
+
+_REBUILDERS: dict[str, Any] = {
+    "array": RebuildArrays.array_view,
+    "object": RebuildArrays.object_view,
+    "storage": RebuildArrays.array_over_storage,
+    "memory": RebuildArrays.array_over_memory,
+}
+_IMMUTABLE = ("builtins", "pyarrow", "polars")
+"""Where owners of memory come from that nobody writes to, so that a copy is as good."""

@@ -7,6 +7,8 @@ it is written once however many views, variables or streams refer to it.
 from __future__ import annotations
 
 import ctypes
+import mmap
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,15 +19,21 @@ from ..errors import SnapshotError
 IN_BAND_BYTES = 4096
 """Smaller arrays and storages travel inside the stream; a table entry would cost more."""
 
+_MAPPED_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Memory to be written: who owns it, how long it is and how it is to be allocated again."""
+    """Memory to be written: who owns it, how long it is and how it is to be allocated again.
+
+    `device` says that `read` copies it to the host first.
+    """
 
     owner: Any
     nbytes: int
     spec: Mapping[str, Any]
     read: Callable[[], memoryview]
+    device: bool = False
 
 
 class BufferTable:
@@ -33,16 +41,26 @@ class BufferTable:
 
     def __init__(self) -> None:
         self.sources: list[Source] = []
-        self._by_owner: dict[int, int] = {}
+        self._by_owner: dict[int | tuple[int, int], int] = {}
 
-    def add(
-        self, owner: Any, nbytes: int, spec: Mapping[str, Any], read: Callable[[], memoryview]
-    ) -> int:
-        """Return the number of `owner`'s memory, giving it one if it has none."""
-        index = self._by_owner.get(id(owner))
+    def add(self, source: Source) -> int:
+        """Return the number of its owner's memory, giving it one if it has none."""
+        return self._number(id(source.owner), source)
+
+    def add_exported(self, exported: pickle.PickleBuffer) -> int:
+        """Return the number of memory that an object exports (PEP 574), by its address."""
+        from .types_memory import address_of
+
+        view = exported.raw()
+        address = address_of(view)
+        spec = {"kind": "bytes", "nbytes": len(view)}
+        return self._number((address, len(view)), Source(view, len(view), spec, lambda: view))
+
+    def _number(self, key: int | tuple[int, int], source: Source) -> int:
+        index = self._by_owner.get(key)
         if index is None:
-            index = self._by_owner[id(owner)] = len(self.sources)
-            self.sources.append(Source(owner, nbytes, spec, read))
+            index = self._by_owner[key] = len(self.sources)
+            self.sources.append(source)
         return index
 
 
@@ -66,17 +84,30 @@ def allocate(spec: Mapping[str, Any]) -> tuple[Any, memoryview]:
         if kind == "numpy":
             import numpy as np
 
-            array = np.empty(tuple(spec["shape"]), np.dtype(spec["dtype"]), spec["order"])
+            # Memory that is zero by itself need not be touched where the saved one is zero too.
+            array = np.zeros(tuple(spec["shape"]), np.dtype(spec["dtype"]), spec["order"])
             return array, raw_memory(array.__array_interface__["data"][0], array.nbytes)
         if kind == "torch":
             import torch
 
             storage = torch.UntypedStorage(spec["nbytes"])
             return storage, raw_memory(storage.data_ptr(), spec["nbytes"])
+        if kind == "bytes":
+            return _plain_memory(spec["nbytes"])
+        from .types_memory import KINDS, allocate_memory
+
+        if kind in KINDS:
+            return allocate_memory(spec)
     except ImportError as error:
         message = f"{kind} is needed for this snapshot and cannot be imported: {error}"
         raise SnapshotError(f"{message}; install it in this kernel's environment") from error
     raise SnapshotError(f"buffer kind {kind!r} is unknown; upgrade jupyter-gpu-predict")
+
+
+def _plain_memory(nbytes: int) -> tuple[Any, memoryview]:
+    # A bytearray is filled with zeros first, which touches long memory once too often.
+    owner = mmap.mmap(-1, nbytes) if nbytes >= _MAPPED_BYTES else bytearray(nbytes)
+    return owner, memoryview(owner)
 
 
 def loaded(name: str) -> Any:

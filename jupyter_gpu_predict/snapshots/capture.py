@@ -7,21 +7,28 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from .buffers import Source
-from .digest import digests
-from .folder import SnapshotFolder, Writer, validate_name
+from .chunks import Buffer
+from .digest import digest, digests
+from .libraries import versions
 from .pickling import Context
 from .report import CaptureReport, VariableReport, type_name
-from .sharing import Key, Plan, make_plan
+from .sharing import Group, Key, Plan, make_plan
 from .signing import FORMAT, python_version, sign
+from .stores import SnapshotStore, Writer, validate_name
+from .streams import Stream
+from .transfer import ChunkWriter, Names, Progress, StreamBlob
 
 OWN_BLOB_BYTES = 1 << 20
-"""Streams and buffers from this size on get a blob of their own, so that no other shifts them."""
+"""Streams and buffers from this size on get a blob of their own."""
+
+SPARE_STREAM_BYTES = 64 << 20
 
 MODULE_NAMES = frozenset(
     {
@@ -39,10 +46,13 @@ MODULE_NAMES = frozenset(
 )
 """Names that every module has, which belong to the process and not to the session."""
 
+COMPILED_NAMES = ("__compiled_fn_", "__builtins_dict__", "__resume_at_", "__import_")
+"""How the names begin that ``torch.compile`` enters for what it compiled in this process."""
+
 
 def capture(
     namespace: dict[str, Any],
-    folder: SnapshotFolder,
+    store: SnapshotStore,
     key: bytes,
     *,
     name: str,
@@ -51,6 +61,10 @@ def capture(
     notebook: str | None = None,
     hidden: Collection[str] = (),
     extra: Mapping[str, Any] | None = None,
+    digests: bool = False,
+    labels: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> CaptureReport:
     """Save the variables of `namespace`; what cannot be saved is named and left out.
 
@@ -67,54 +81,247 @@ def capture(
         Further objects, returned by `restore`. They may refer to the same objects as variables. A
         dictionary directly under a key is saved entry by entry, so that one that cannot be saved
         does not spoil the others.
+    digests
+        Take the digest of each variable as it is here, for `restore` to compare. It walks every
+        object in Python, which takes longer than the save.
+    labels
+        Plain JSON kept with the snapshot.
+    progress
+        Called with bytes done and bytes in all, at most ten times a second.
+    cancelled
+        Asked between chunks; a true answer ends the save.
 
     Raises
     ------
     BadInputError
         If `name` cannot name a snapshot.
     StorageFullError
-        If the disk is full; earlier snapshots are whole.
+        If the store has no room; earlier snapshots are whole.
+    SnapshotCancelledError
+        If it was cancelled; nothing of it is left.
     SnapshotError
-        If the folder cannot be written.
+        If the store cannot be written.
     """
     validate_name(name)
+    header = Header(name, now_s, kernel_id, notebook, dict(labels or {}))
+    with paused_gc(), store.writing() as writer:
+        chunks = ChunkWriter(store, writer, progress=progress, cancelled=cancelled)
+        done = False
+        try:
+            make_stream = partial(
+                Stream,
+                open_blob=lambda: StreamBlob(chunks),
+                cancelled=cancelled,
+                bound=longest_stream(),
+            )
+            state = prepare(
+                namespace, header, hidden, extra, digests=digests, make_stream=make_stream
+            )
+            report = write(state, key, writer, chunks)
+            done = True
+        finally:
+            chunks.close(done=done)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the caller says about a snapshot."""
+
+    name: str
+    now_s: float
+    kernel_id: str
+    notebook: str | None
+    labels: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A namespace pickled, its memory not yet read."""
+
+    header: Header
+    context: Context
+    plan: Plan
+    variables: tuple[VariableReport, ...]
+    not_saved: tuple[str, ...]
+    started_s: float
+
+    @property
+    def sources(self) -> dict[int, Source]:
+        """The memory that the streams refer to, by number."""
+        used = sorted({index for group in self.plan.groups for index in group.buffers})
+        return {index: self.context.buffers.sources[index] for index in used}
+
+
+def prepare(
+    namespace: dict[str, Any],
+    header: Header,
+    hidden: Collection[str],
+    extra: Mapping[str, Any] | None,
+    *,
+    digests: bool,
+    make_stream: Callable[..., Stream] = Stream,
+) -> Prepared:
+    """Pickle the variables of `namespace` into streams."""
     started = time.perf_counter()
     variables = {
         n: v
         for n, v in namespace.items()
-        if isinstance(n, str) and n not in hidden and n not in MODULE_NAMES
+        if isinstance(n, str)
+        and n not in hidden
+        and n not in MODULE_NAMES
+        and not n.startswith(COMPILED_NAMES)
     }
     values: dict[Key, Any] = {("var", n): v for n, v in variables.items()}
     values.update(_flatten(extra or {}))
     with paused_gc():
         context = Context(namespace)
-        plan = make_plan(context, values)
-        hashes = digests(namespace, variables)
-    reports = tuple(_report(n, value, plan, hashes[n]) for n, value in variables.items())
-    created = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s))
-    snapshot_id = f"{created}-{secrets.token_hex(6)}"
-    with folder.writing() as writer:
-        blobs, groups, buffers = _write(writer, context, plan)
-        manifest = {
-            "format": FORMAT,
-            "id": snapshot_id,
-            "name": name,
-            "created_s": now_s,
-            "kernel_id": kernel_id,
-            "notebook": notebook,
-            "python": python_version(),
-            "import_path": [os.path.abspath(p) for p in sys.path if isinstance(p, str)],
-            "blobs": blobs,
-            "groups": groups,
-            "buffers": buffers,
-            "variables": [asdict(report) for report in reports],
-        }
-        writer.manifest(snapshot_id, sign(manifest, key))
+        plan = make_plan(context, values, make_stream=make_stream)
+        # What could not be pickled may also have no end for whoever walks it.
+        saved = [n for n in variables if ("var", n) not in plan.failures]
+        found = _digests(namespace, saved) if digests else {}
+    reports = tuple(_report(n, value, plan, found.get(n, "")) for n, value in variables.items())
     missing = tuple(
-        f"{_spoken(k, values)}: {f.reason}" for k, f in plan.failures.items() if k[0] == "extra"
+        f"{_spoken(k)}: {f.reason}" for k, f in plan.failures.items() if k[0] == "extra"
     )
-    seconds = time.perf_counter() - started
-    return CaptureReport(snapshot_id, name, reports, missing, writer.bytes_written, seconds)
+    return Prepared(header, context, plan, reports, missing, started)
+
+
+_digests = digests
+
+
+def write(state: Prepared, key: bytes, writer: Writer, chunks: ChunkWriter) -> CaptureReport:
+    """Write streams and memory, then the manifest."""
+    header, plan = state.header, state.plan
+    sources = state.sources
+    total = sum(g.stream.nbytes for g in plan.groups) + sum(s.nbytes for s in sources.values())
+    chunks.total_bytes = total
+    blobs = _Blobs(chunks)
+    buffers = blobs.memory(sources)
+    groups = [
+        {
+            "keys": [list(k) for k in group.keys],
+            "starts": group.starts,
+            "buffers": group.buffers,
+            "out_of_band": group.out_of_band,
+            "classes": group.classes,
+            **blobs.stream(group),
+        }
+        for group in plan.groups
+    ]
+    blobs.finish([*groups, *buffers])
+    created = time.strftime("%Y%m%dT%H%M%S", time.gmtime(header.now_s))
+    snapshot_id = f"{created}-{secrets.token_hex(6)}"
+    manifest = {
+        "format": FORMAT,
+        "id": snapshot_id,
+        "name": header.name,
+        "created_s": header.now_s,
+        "kernel_id": header.kernel_id,
+        "notebook": header.notebook,
+        "labels": header.labels,
+        "python": python_version(),
+        "libraries": versions(state.context.kinds),
+        "import_path": [os.path.abspath(p) for p in sys.path if isinstance(p, str)],
+        "blobs": blobs.names,
+        "patched": blobs.patched,
+        "groups": groups,
+        "buffers": buffers,
+        "definitions": {k[1]: digest(c) for k, c in plan.class_kinds.items()},
+        "variables": [_plain(report) for report in state.variables],
+    }
+    chunks.tell(at_once=True)
+    writer.manifest(snapshot_id, sign(manifest, key))
+    seconds = time.perf_counter() - state.started_s
+    return CaptureReport(
+        snapshot_id,
+        header.name,
+        state.variables,
+        state.not_saved,
+        writer.bytes_written,
+        total,
+        seconds,
+    )
+
+
+class _Blobs:
+    """The blobs of a snapshot: long ones by themselves, the rest together in one."""
+
+    def __init__(self, chunks: ChunkWriter) -> None:
+        self.names: list[Names] = []
+        self.patched: dict[str, dict[str, Any]] = {}
+        self._chunks = chunks
+        self._small: list[Buffer] = []
+        self._small_bytes = 0
+        self._pending: list[tuple[int, list[Any]]] = []
+
+    def memory(self, sources: Mapping[int, Source]) -> list[dict[str, Any]]:
+        """Begin to write buffers and return their entries."""
+        entries = []
+        for index, source in sources.items():
+            data = source.read()
+            if len(data) < OWN_BLOB_BYTES:
+                place = self._with_others(data)
+            else:
+                self.names.append([])
+                number = len(self.names) - 1
+                futures = self._chunks.memory(data)
+                if source.device:
+                    # One copy on the host at a time.
+                    self.names[number] = self._chunks.wait(futures)
+                else:
+                    self._pending.append((number, futures))
+                place = {"blob": number, "offset": 0, "nbytes": len(data)}
+            entries.append({"index": index, **source.spec, **place})
+        return entries
+
+    def stream(self, group: Group) -> dict[str, Any]:
+        """Write a group's stream and return its place."""
+        stream = group.stream
+        if stream.blob is not None:
+            self.names.append(stream.blob.close())
+            return self._whole(stream.nbytes)
+        if stream.nbytes < OWN_BLOB_BYTES:
+            return self._with_others(stream.getvalue())
+        self._own("/".join(group.keys[0]), stream.parts)
+        stream.parts = []
+        return self._whole(stream.nbytes)
+
+    def finish(self, entries: list[dict[str, Any]]) -> None:
+        """Write what is small, and wait for what is under way."""
+        if self._small:
+            self._own("", self._small)
+            for entry in entries:
+                if entry["blob"] == -1:
+                    entry["blob"] = len(self.names) - 1
+        for number, futures in self._pending:
+            self.names[number] = self._chunks.wait(futures)
+        # Base and patch are blobs like any other, so that their chunks are known to be in use.
+        for entry in self.patched.values():
+            for part in ("base", "patch"):
+                self.names.append(entry[part])
+                entry[part] = len(self.names) - 1
+
+    def _own(self, key: str, parts: list[Buffer]) -> None:
+        self.names.append(self._chunks.stream(key, parts))
+        if (entry := self._chunks.patched.pop(key, None)) is not None:
+            self.patched[str(len(self.names) - 1)] = entry
+
+    def _whole(self, nbytes: int) -> dict[str, Any]:
+        return {"blob": len(self.names) - 1, "offset": 0, "nbytes": nbytes}
+
+    def _with_others(self, data: Buffer) -> dict[str, Any]:
+        entry = {"blob": -1, "offset": self._small_bytes, "nbytes": len(data)}
+        self._small.append(data)
+        self._small_bytes += len(data)
+        return entry
+
+
+def _plain(report: VariableReport) -> dict[str, Any]:
+    return {name: getattr(report, name) for name in _REPORT_FIELDS}
+
+
+_REPORT_FIELDS = tuple(f.name for f in fields(VariableReport))
 
 
 @contextmanager
@@ -129,59 +336,44 @@ def paused_gc() -> Iterator[None]:
             gc.enable()
 
 
+def longest_stream() -> int:
+    """Return more bytes than any object of this process can need in a stream.
+
+    An object can reduce itself to new objects without end; its stream ends here.
+    """
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+        return SPARE_STREAM_BYTES + 2 * pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 1024 * SPARE_STREAM_BYTES
+
+
 def _flatten(extra: Mapping[str, Any]) -> Iterator[tuple[Key, Any]]:
     for part, value in extra.items():
         if type(value) is dict:
             yield ("entries", part), list(value)
-            for index, entry in enumerate(value.values()):
-                yield ("extra", part, str(index)), entry
+            for index, (entry, content) in enumerate(value.items()):
+                yield ("extra", part, entry_key(entry, index)), content
         else:
             yield ("extra", part), value
 
 
-def _spoken(key: Key, values: Mapping[Key, Any]) -> str:
-    if len(key) == 2:
-        return key[1]
-    return f"{key[1]}[{values['entries', key[1]][int(key[2])]!r}]"
+def entry_key(entry: Any, index: int) -> str:
+    """Return how an entry of the extra state is known: by its name, where it has a plain one."""
+    return repr(entry) if type(entry) in (str, int) else f"entry {index}"
 
 
-def _report(name: str, value: Any, plan: Plan, digest: str) -> VariableReport:
+def _spoken(key: Key) -> str:
+    return key[1] if len(key) == 2 else f"{key[1]}[{key[2]}]"
+
+
+def _report(name: str, value: Any, plan: Plan, taken: str) -> VariableReport:
     key = ("var", name)
     failure = plan.failures.get(key)
     if failure is not None:
         kind = type_name(value)
-        return VariableReport(name, kind, "tombstone", failure.reason, 0, digest, failure.path)
+        return VariableReport(name, kind, "tombstone", failure.reason, 0, taken, failure.path)
     reason = "; ".join(plan.notes.get(key, ())) or None
-    return VariableReport(name, type_name(value), "saved", reason, plan.nbytes.get(key, 0), digest)
-
-
-def _write(
-    writer: Writer, context: Context, plan: Plan
-) -> tuple[list[Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Write streams and memory; return blobs, groups and buffers as the manifest has them."""
-    blobs: list[Any] = []
-    small = bytearray()
-    placed_small: list[dict[str, Any]] = []
-
-    def place(data: memoryview) -> dict[str, Any]:
-        if len(data) >= OWN_BLOB_BYTES:
-            blobs.append(writer.blob(data))
-            return {"blob": len(blobs) - 1, "offset": 0, "nbytes": len(data)}
-        entry = {"blob": -1, "offset": len(small), "nbytes": len(data)}
-        placed_small.append(entry)
-        small.extend(data)
-        return entry
-
-    groups = [{"keys": [list(k) for k in g.keys], **place(g.stream)} for g in plan.groups]
-    numbers = sorted({index for group in plan.groups for index in group.buffers})
-    sources: list[Source] = context.buffers.sources
-    buffers = []
-    for index in numbers:
-        source = sources[index]
-        buffers.append({"index": index, **source.spec, **place(source.read())})
-    if placed_small:
-        blobs.append(writer.blob(memoryview(small)))
-        for entry in (*groups, *buffers):
-            if entry["blob"] == -1:
-                entry["blob"] = len(blobs) - 1
-    return blobs, groups, buffers
+    saved = VariableReport(name, type_name(value), "saved", reason, 0, taken)
+    return replace(saved, nbytes=plan.nbytes.get(key, 0))

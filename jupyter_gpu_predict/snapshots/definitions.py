@@ -8,8 +8,10 @@ namespace it is restored into.
 from __future__ import annotations
 
 import abc
+import builtins
 import enum
 import marshal
+import operator
 import sys
 import types
 from collections.abc import Iterator
@@ -40,6 +42,7 @@ _ENUM_OWN = frozenset(
         "__new__",
     }
 )
+_CTYPES_LAYOUT = ("_fields_", "_anonymous_", "_pack_", "_layout_", "_align_")
 _CLASS_OWN = frozenset(
     {
         "__dict__",
@@ -50,6 +53,7 @@ _CLASS_OWN = frozenset(
         "__slots__",
         "__slotnames__",
         "_abc_impl",
+        *_CTYPES_LAYOUT,
     }
 )
 _MEMBER_OWN = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
@@ -62,6 +66,8 @@ def importable(obj: Any, main_names: frozenset[str]) -> bool:
     if not isinstance(module, str) or not isinstance(path, str) or module in main_names:
         return False
     found: Any = sys.modules.get(module)
+    if getattr(found, "__spec__", None) is None and getattr(found, "__file__", None) is None:
+        return False  # made by hand, or not there at all
     for part in path.split("."):
         found = getattr(found, part, None)
     return found is obj
@@ -134,9 +140,10 @@ def _scope(pickler: SnapshotPickler, function: types.FunctionType) -> Any:
     name = globals_.get("__name__")
     module = sys.modules.get(name) if isinstance(name, str) else None
     if module is not None and vars(module) is globals_:
-        return name
-    wanted = set(_names(function.__code__)) | {"__name__", "__builtins__"}
-    return {key: value for key, value in globals_.items() if key in wanted and value != "builtins"}
+        made = module.__spec__ is None and getattr(module, "__file__", None) is None
+        return module if made else name
+    wanted = {*_names(function.__code__), "__name__"} - {"__builtins__"}
+    return {key: value for key, value in globals_.items() if key in wanted}
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -156,6 +163,8 @@ def reduce_class(pickler: SnapshotPickler, cls: type) -> Any:
         return NotImplemented
     if (name := _TYPES_NAMES.get(cls)) is not None:
         return getattr, (types, name)
+    if (known := ctypes_form(cls)) is not None:
+        return known
     if not cls.__flags__ & _HEAP_TYPE:
         return NotImplemented
     index = context.class_index(cls)
@@ -175,7 +184,7 @@ def reduce_class(pickler: SnapshotPickler, cls: type) -> Any:
         arguments = (head, body, members, keywords)
         return RebuildDefinitions.enum_class, arguments, _enum_state(cls), None, None, fill
     # These two are read while a class is being made.
-    for name in ("__slots__", "__orig_bases__"):
+    for name in ("__slots__", "__orig_bases__", *_CTYPES_LAYOUT):
         if name in vars(cls):
             body[name] = vars(cls)[name]
     return RebuildDefinitions.make_class, (*head, body), _class_state(cls), None, None, fill
@@ -191,10 +200,30 @@ def class_attributes(cls: type) -> dict[str, Any]:
         for key, value in vars(cls).items()
         if key not in own
         and not (
-            isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType))
-            and getattr(value, "__objclass__", None) is cls
+            (
+                isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType))
+                and getattr(value, "__objclass__", None) is cls
+            )
+            or type(value).__name__ == "CField"
         )
     }
+
+
+def _is_plain_array(cls: Any) -> bool:
+    return bool(cls is cls._type_ * cls._length_)
+
+
+def ctypes_form(cls: type) -> tuple[Any, ...] | None:
+    """Return the form of a type that ctypes makes: an array type or one of its metaclasses."""
+    ctypes = sys.modules.get("ctypes")
+    if ctypes is None:
+        return None
+    for name in ("Structure", "Union", "Array", "_SimpleCData", "_Pointer", "_CFuncPtr"):
+        if cls is type(getattr(ctypes, name)):
+            return type, (getattr(ctypes, name),)
+    if issubclass(cls, ctypes.Array) and _is_plain_array(cls):
+        return operator.mul, (getattr(cls, "_type_"), getattr(cls, "_length_"))  # noqa: B009
+    return None
 
 
 def _class_state(cls: type) -> dict[str, Any]:
@@ -230,6 +259,13 @@ _TYPES_NAMES: dict[type, str] = {
 }
 
 
+def _set_on_class(cls: Any, name: str, value: Any) -> None:
+    try:
+        type.__setattr__(cls, name, value)
+    except TypeError:
+        setattr(cls, name, value)  # metaclasses in C insist on their own way
+
+
 class RebuildDefinitions:
     """What a stream calls to make functions and classes again; part of `Rebuild`."""
 
@@ -251,8 +287,10 @@ class RebuildDefinitions:
         elif isinstance(scope, str):
             __import__(scope)
             globals_ = vars(sys.modules[scope])
+        elif isinstance(scope, types.ModuleType):
+            globals_ = vars(scope)
         else:
-            globals_ = scope
+            globals_ = {"__builtins__": builtins, **scope}
         return types.FunctionType(marshal.loads(code), globals_, name, None, closure)  # noqa: S302
 
     def fill_function(
@@ -342,7 +380,7 @@ class RebuildDefinitions:
     def fill_class(self, cls: Any, state: dict[str, Any]) -> None:
         """Give a class its attributes, registered subclasses and members' attributes."""
         for name, value in state["attributes"].items():
-            type.__setattr__(cls, name, value)
+            _set_on_class(cls, name, value)
         for other in state.get("registered", ()):
             cls.register(other)
         for name, attributes in state.get("members", {}).items():

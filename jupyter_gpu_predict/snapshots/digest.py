@@ -14,11 +14,13 @@ from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any, cast
 
+from .digest_memory import plain_digest
 from .digest_nodes import ATOMS, Node, Opaque, expand
 from .report import type_name
 
 DIGEST_BYTES = 16
 _MAX_ROUNDS = 24
+_LONG_BYTES = 1 << 20
 
 _MAX_MADE = 2000
 """Deepest nesting of states made by the objects themselves; some make new ones without end."""
@@ -212,6 +214,8 @@ def _expand(obj: Any) -> Node | Opaque:
 
 
 def _hash_atom(value: Any) -> bytes:
+    if type(value) is bytes and len(value) > _LONG_BYTES:
+        return _hash(b"bytes", plain_digest(value))
     # Version 2 of marshal writes floats in binary and neither references nor interning.
     return _hash(b"atom", marshal.dumps(value, 2))
 

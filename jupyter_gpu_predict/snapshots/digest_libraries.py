@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from .buffers import loaded, raw_memory
+from .buffers import loaded
+from .digest_memory import array_digest, plain_digest, tensor_digest
+from .types_widgets import is_traits, is_widget
 
 
 class LibraryNode(NamedTuple):
@@ -39,7 +40,7 @@ def _numpy(numpy: Any, obj: Any) -> LibraryNode | None:
             # Padding between fields holds whatever was in memory before.
             fields = [part for name in obj.dtype.names for part in (name, numpy.asarray(obj[name]))]
             return LibraryNode(head, [obj.dtype, *fields])
-        return LibraryNode(head + obj.dtype.str.encode() + _array_bytes(numpy, obj), [])
+        return LibraryNode(head + obj.dtype.str.encode() + array_digest(numpy, obj), [])
     if isinstance(obj, numpy.dtype):
         return LibraryNode(f"dtype {obj.descr if obj.names is None else obj}".encode(), [])
     if isinstance(obj, numpy.generic) and not obj.dtype.hasobject:
@@ -55,16 +56,6 @@ def _numpy(numpy: Any, obj: Any) -> LibraryNode | None:
     return None
 
 
-def _array_bytes(numpy: Any, array: Any) -> bytes:
-    if not array.flags.c_contiguous:
-        array = numpy.ascontiguousarray(array)
-    return _memory_digest(array.__array_interface__["data"][0], array.nbytes)
-
-
-def _memory_digest(address: int, nbytes: int) -> bytes:
-    return blake2b(raw_memory(address, nbytes), digest_size=16).digest()
-
-
 def _torch(torch: Any, obj: Any) -> LibraryNode | str | None:
     kind = type(obj)
     if isinstance(obj, torch.Tensor):
@@ -76,13 +67,11 @@ def _torch(torch: Any, obj: Any) -> LibraryNode | str | None:
             return LibraryNode(b"tensor", [*children, *value.__reduce_ex__(4)[1]])
         if value.device.type == "meta":
             return LibraryNode(f"meta {value.dtype} {tuple(value.shape)}".encode(), children)
-        value = value.cpu().resolve_conj().resolve_neg().contiguous()
         head = f"tensor {value.dtype} {tuple(value.shape)}".encode()
-        nbytes = value.numel() * value.element_size()
-        return LibraryNode(head + _memory_digest(value.data_ptr(), nbytes), children)
+        return LibraryNode(head + tensor_digest(value), children)
     if isinstance(obj, torch.UntypedStorage):
-        host = obj.cpu()
-        return LibraryNode(b"storage" + _memory_digest(host.data_ptr(), host.nbytes()), [])
+        raw = torch.empty(0, dtype=torch.uint8, device=obj.device).set_(obj)
+        return LibraryNode(b"storage" + tensor_digest(raw), [])
     if isinstance(obj, torch.storage.TypedStorage):
         return LibraryNode(f"storage {obj.dtype}".encode(), [obj._untyped_storage])
     if isinstance(obj, torch.Generator):
@@ -140,6 +129,23 @@ def _matplotlib(artist: Any, obj: Any) -> LibraryNode | None:
     return LibraryNode(head, [kind, shown, given, children])
 
 
+def _traitlets(module: Any, obj: Any) -> LibraryNode | None:
+    """Describe an object of traitlets by its values; a widget's comm belongs to its kernel."""
+    if not is_traits(type(obj)):
+        return None
+    values = {k: v for k, v in obj._trait_values.items() if k != "comm"}
+    rest = {}
+    if not is_widget(type(obj)):
+        rest = {k: v for k, v in vars(obj).items() if not k.startswith("_")}
+    return LibraryNode(b"traits", [type(obj), sorted(values.items()), sorted(rest.items())])
+
+
+def _arrow(module: Any, obj: Any) -> LibraryNode | None:
+    if isinstance(obj, module.Buffer) and obj.is_cpu:
+        return LibraryNode(b"buffer" + plain_digest(obj), [])
+    return None
+
+
 def _ipython(module: Any, obj: Any) -> LibraryNode | None:
     return LibraryNode(b"shell", []) if isinstance(obj, module.InteractiveShell) else None
 
@@ -148,6 +154,8 @@ _LIBRARIES = (
     ("numpy", _numpy),
     ("torch", _torch),
     ("pandas", _pandas),
+    ("pyarrow", _arrow),
+    ("traitlets", _traitlets),
     ("matplotlib.artist", _matplotlib),
     ("IPython.core.interactiveshell", _ipython),
 )

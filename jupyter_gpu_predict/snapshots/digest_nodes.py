@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import array
 import copyreg
 import enum
 import functools
 import marshal
+import mmap
 import threading
 import types
 import weakref
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
-from .definitions import class_attributes, importable
+from .definitions import class_attributes, ctypes_form, importable
 from .digest_libraries import LibraryNode, library_node
+from .digest_memory import plain_digest
 from .report import type_name
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -63,19 +65,19 @@ def expand(obj: Any) -> Node | Opaque:
 
 def _list(obj: list[Any]) -> Node:
     if ATOMS.issuperset(map(type, obj)):
-        return Node(b"list" + _digest(marshal.dumps(obj, 2)))
+        return Node(b"list" + plain_digest(marshal.dumps(obj, 2)))
     return Node(b"list of", list(obj))
 
 
 def _tuple(obj: tuple[Any, ...]) -> Node:
     if ATOMS.issuperset(map(type, obj)):
-        return Node(b"tuple" + _digest(marshal.dumps(obj, 2)))
+        return Node(b"tuple" + plain_digest(marshal.dumps(obj, 2)))
     return Node(b"tuple of", list(obj))
 
 
 def _dict(obj: dict[Any, Any]) -> Node:
     if ATOMS.issuperset(map(type, obj)) and ATOMS.issuperset(map(type, obj.values())):
-        return Node(b"dict" + _digest(marshal.dumps([*obj, *obj.values()], 2)))
+        return Node(b"dict" + plain_digest(marshal.dumps([*obj, *obj.values()], 2)))
     return Node(b"dict of", [part for item in obj.items() for part in item])
 
 
@@ -132,6 +134,8 @@ def _builtin_function(obj: Any) -> Node:
 
 
 def _class(obj: type) -> Node:
+    if (made := ctypes_form(obj)) is not None:
+        return Node(b"ctypes", list(made[1]))
     name = f"class {obj.__module__}.{obj.__qualname__}".encode()
     heap = obj.__flags__ & (1 << 9)
     if not heap or importable(obj, _MAIN):
@@ -176,10 +180,24 @@ def _instance(obj: Any) -> Node | Opaque:
     if isinstance(value, str):
         return Node(f"name {kind.__module__}.{value}".encode())
     function, arguments, *rest = value
+    if function is iter and arguments:
+        return Node(b"iterator", _remaining(arguments, rest), made=True)
     state, items, pairs = [*rest, None, None, None][:3]
     parts = [_Sorted(state) if _named(state) else state]
     parts += [None if part is None else list(part) for part in (items, pairs)]
     return Node(b"reduced", [function, arguments, *parts], made=True)
+
+
+def _remaining(arguments: tuple[Any, ...], rest: list[Any]) -> list[Any]:
+    """Return what an iterator over a container would still give; its state is the place in it."""
+    source, place = arguments[0], rest[0] if rest else None
+    if len(arguments) == 1 and type(place) is int and isinstance(source, (list, tuple, str, bytes)):
+        source = source[place:]
+    return [list(source) if isinstance(source, (list, tuple)) else source, *arguments[1:]]
+
+
+def _memoryview(obj: memoryview) -> Node:
+    return Node(f"view {obj.format} {obj.shape}".encode() + plain_digest(obj.tobytes()))
 
 
 def _named(state: Any) -> bool:
@@ -224,16 +242,15 @@ def _weak_mapping(obj: Any) -> Node:
     return Node(b"weak mapping", list(obj.items()), True)
 
 
-def _digest(data: bytes) -> bytes:
-    return blake2b(data, digest_size=16).digest()
-
-
 _BUILTIN: dict[type, Any] = {
     list: _list,
     tuple: _tuple,
     dict: _dict,
     _Sorted: _sorted,
-    bytearray: lambda obj: Node(b"bytearray" + _digest(obj)),
+    bytearray: lambda obj: Node(b"bytearray" + plain_digest(obj)),
+    array.array: lambda obj: Node(f"array {obj.typecode}".encode() + plain_digest(obj)),
+    mmap.mmap: lambda obj: Node(b"map" + plain_digest(obj)),
+    memoryview: _memoryview,
     type(...): lambda obj: Node(b"ellipsis"),
     type(NotImplemented): lambda obj: Node(b"not implemented"),
     object: lambda obj: Node(b"object"),

@@ -31,7 +31,10 @@ _INPUTS = ("_i00", "_i", "_ii", "_iii")
 
 
 def capture_outside(
-    shell: Any, environ_baseline: Mapping[str, str] | None = None
+    shell: Any,
+    environ_baseline: Mapping[str, str] | None = None,
+    *,
+    max_outputs: int | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the session's state outside its namespace, and what of it cannot be carried.
 
@@ -44,6 +47,8 @@ def capture_outside(
     environ_baseline
         The environment against which changes are noted; by default the one this process was
         started with.
+    max_outputs
+        Keep only so many of the last values in ``Out``; by default all.
 
     Returns
     -------
@@ -69,7 +74,7 @@ def capture_outside(
             "aliases": dict(shell.alias_manager.aliases),
             "sources": _sources(shell),
         },
-        "outputs": dict(history.output_hist),
+        "outputs": _outputs(history, max_outputs),
         "recent outputs": {name: getattr(hook, name, "") for name in _UNDERSCORES},
         "magics": _magics(shell),
         "settings": settings,
@@ -114,6 +119,12 @@ def apply_outside(shell: Any, state: Mapping[str, Any], *, history: bool = True)
         attempt("inputs and outputs", lambda: _set_history(shell, own, state))
         attempt("the history session", lambda: _set_session(shell, own["session number"]))
     return faults
+
+
+def _outputs(history: Any, limit: int | None) -> dict[int, Any]:
+    numbers = sorted(history.output_hist)
+    kept = numbers if limit is None else numbers[len(numbers) - min(limit, len(numbers)) :]
+    return {number: history.output_hist[number] for number in kept}
 
 
 def _process(baseline: Mapping[str, str] | None) -> dict[str, Any]:

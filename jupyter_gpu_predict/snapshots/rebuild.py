@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib
 import io
@@ -10,16 +11,30 @@ import pickle
 import sys
 import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import SnapshotError
 from .arrays import RebuildArrays
 from .definitions import RebuildDefinitions
+from .register import RebuildRegistered
 from .tensors import RebuildTensors
+from .types_memory import RebuildMemory
+from .types_modules import RebuildModules
+from .types_objects import RebuildObjects
+from .types_widgets import RebuildTraits
 
 
-class Rebuild(RebuildArrays, RebuildTensors, RebuildDefinitions):
+class Rebuild(
+    RebuildArrays,
+    RebuildTensors,
+    RebuildModules,
+    RebuildMemory,
+    RebuildObjects,
+    RebuildTraits,
+    RebuildRegistered,
+    RebuildDefinitions,
+):
     """Makes objects again in one process.
 
     Parameters
@@ -35,11 +50,30 @@ class Rebuild(RebuildArrays, RebuildTensors, RebuildDefinitions):
         self.buffers = dict(buffers)
         self.definitions: dict[int, type] = {}
         self.faults: dict[int, str] = {}
+        self.present: dict[int, type] = {}
         self.made: set[type] = set()
+
+    def define(self, index: int, cls: type) -> type:
+        """Enter a class of the session; one that the namespace still has takes its place."""
+        return self.definitions.setdefault(index, self.present.get(index, cls))
+
+    def find(self, module: str, name: str, elsewhere: Callable[[str, str], Any]) -> Any:
+        """Return a class, function or one of the methods of `Rebuild` by name."""
+        if module.startswith(_PACKAGE):
+            kind, _, method = name.partition(".")
+            if kind.startswith("Rebuild"):
+                return getattr(self, method)
+        if module == "__main__" and name in self.namespace:
+            return self.namespace[name]
+        return elsewhere(module, name)
 
     def get_namespace(self) -> dict[str, Any]:
         """Return the namespace itself."""
         return self.namespace
+
+    def get_builtins(self) -> dict[str, Any]:
+        """Return the dictionary of the builtins."""
+        return vars(builtins)
 
     def module(self, name: str) -> types.ModuleType:
         """Import a module by name."""
@@ -99,20 +133,16 @@ class Rebuild(RebuildArrays, RebuildTensors, RebuildDefinitions):
 class SnapshotUnpickler(pickle.Unpickler):
     """Reads one stream; `load` is called once for each object that was dumped."""
 
-    def __init__(self, data: bytes | memoryview, rebuild: Rebuild) -> None:
-        super().__init__(io.BytesIO(data))
+    def __init__(
+        self, file: io.BufferedIOBase, rebuild: Rebuild, exported: Iterable[Any] = ()
+    ) -> None:
+        super().__init__(file, buffers=exported)
         self._rebuild = rebuild
         self.load()  # the namespace, which every stream carries at its head
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a class, function or one of the methods of `Rebuild` by name."""
-        if module.startswith(_PACKAGE):
-            kind, _, method = name.partition(".")
-            if kind.startswith("Rebuild"):
-                return getattr(self._rebuild, method)
-        if module == "__main__" and name in self._rebuild.namespace:
-            return self._rebuild.namespace[name]
-        return super().find_class(module, name)
+        return self._rebuild.find(module, name, super().find_class)
 
 
 _PACKAGE = __name__.rpartition(".")[0] + "."

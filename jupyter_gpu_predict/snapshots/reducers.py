@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import contextvars
 import functools
 import io
+import mmap
+import re
 import sys
 import threading
 import types
@@ -12,11 +16,40 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .arrays import reduce_array, reduce_pandas_block
+from .arrays import (
+    reduce_array,
+    reduce_array_subclass,
+    reduce_masked_array,
+    reduce_pandas_block,
+    reduces_plainly,
+)
 from .buffers import loaded
 from .definitions import importable, reduce_cell, reduce_function
 from .rebuild import Rebuild
+from .register import find_registered
 from .tensors import reduce_optimizer, reduce_storage, reduce_tensor, reduce_typed_storage
+from .types_memory import (
+    reduce_arrow_buffer,
+    reduce_memoryview,
+    reduce_mmap,
+    reduce_std_array,
+)
+from .types_modules import find_module_handler
+from .types_objects import (
+    found_by_import,
+    guards_attributes,
+    reduce_context_variable,
+    reduce_exception,
+    reduce_file_handler,
+    reduce_guarded,
+    reduce_made_module,
+    reduce_match,
+    reduce_proxy,
+    reduce_super,
+    reduce_thread_local,
+    reduce_weak_method,
+)
+from .types_widgets import is_traits, reduce_traits
 
 if TYPE_CHECKING:
     from .pickling import SnapshotPickler
@@ -26,12 +59,20 @@ Handler = Callable[["SnapshotPickler", Any], Any]
 
 def find_handler(kind: type) -> Handler | None:
     """Return what reduces instances of `kind`, or ``None`` to leave them to the C pickler."""
-    if (handler := _EXACT.get(kind)) is not None:
+    if (handler := find_registered(kind) or _EXACT.get(kind)) is not None:
         return handler
     if (reason := _refusal(kind)) is not None:
         return functools.partial(_refuse, reason)
-    if (numpy := loaded("numpy")) is not None and kind is numpy.ndarray:
-        return reduce_array
+    if (numpy := loaded("numpy")) is not None and issubclass(kind, numpy.ndarray):
+        if kind is numpy.ndarray:
+            return reduce_array
+        if (masked := loaded("numpy.ma")) is not None and kind is masked.MaskedArray:
+            return reduce_masked_array
+        return reduce_array_subclass if reduces_plainly(numpy, kind) else None
+    if numpy is not None and kind in (numpy.finfo, numpy.iinfo):
+        return lambda pickler, limits: (type(limits), (limits.dtype,))
+    if (arrow := loaded("pyarrow")) is not None and issubclass(kind, arrow.Buffer):
+        return reduce_arrow_buffer
     module = kind.__module__ if isinstance(kind.__module__, str) else ""
     if module.startswith(_PANDAS_INTERNALS) and kind.__name__.endswith("Block"):
         return reduce_pandas_block
@@ -44,6 +85,8 @@ def find_handler(kind: type) -> Handler | None:
             return reduce_storage
         if kind is torch.storage.TypedStorage:
             return reduce_typed_storage
+        if (handler := find_module_handler(torch, kind)) is not None:
+            return handler
     if (shells := loaded("IPython.core.interactiveshell")) is not None and issubclass(
         kind, shells.InteractiveShell
     ):
@@ -52,6 +95,14 @@ def find_handler(kind: type) -> Handler | None:
         return _reduce_stream
     if module == "dataclasses":
         return _reduce_sentinel
+    if _inherits(kind, "logging", "FileHandler"):
+        return reduce_file_handler
+    if issubclass(kind, BaseException):
+        return reduce_exception
+    if is_traits(kind):
+        return reduce_traits
+    if guards_attributes(kind):
+        return reduce_guarded
     return None
 
 
@@ -66,7 +117,6 @@ _REFUSED = (
     ("types", "FrameType", "a frame of running code cannot be saved"),
     ("types", "TracebackType", "a traceback holds frames of running code"),
     ("threading", "Thread", "a thread lives in its process"),
-    ("_thread", "_local", "thread-local data belongs to the threads of its process"),
     ("_thread", "lock", "a lock that is held cannot be saved; release it"),
     ("socket", "socket", "an open socket lives in its process; connect again"),
     ("ssl", "SSLContext", "an SSL context cannot be saved; create it again"),
@@ -77,16 +127,13 @@ _REFUSED = (
     ("concurrent.futures", "Future", "its result is still to come from a worker of this process"),
     ("asyncio", "Future", "it belongs to the event loop of this process"),
     ("asyncio", "AbstractEventLoop", "the event loop belongs to this process"),
-    ("mmap", "mmap", "mapped memory belongs to this process; map the file again"),
     ("sqlite3", "Connection", "a database connection lives in its process; connect again"),
     ("sqlite3", "Cursor", "a database connection lives in its process; connect again"),
     ("tempfile", "TemporaryDirectory", "the directory is removed with the process that made it"),
     ("tempfile", "_TemporaryFileWrapper", "the file is removed with the process that made it"),
     ("io", "IOBase", "an open file belongs to its process; open it again"),
-    ("contextvars", "ContextVar", "a context variable's values belong to running code"),
     ("contextvars", "Token", "a context variable's values belong to running code"),
     ("weakref", "finalize", "a finalizer belongs to the process that registered it"),
-    ("ipywidgets", "Widget", "a widget lives with its open comm; run its cell again"),
     ("comm.base_comm", "BaseComm", "an open comm belongs to its kernel"),
     ("zmq", "Socket", "an open socket lives in its process; connect again"),
 )
@@ -116,9 +163,9 @@ def _reduce_module(pickler: SnapshotPickler, module: types.ModuleType) -> Any:
     if name in pickler.context.main_names:
         return Rebuild.main_module, ()
     for known, candidate in ((name, sys.modules.get(name)), *sys.modules.items()):
-        if candidate is module:
+        if candidate is module and found_by_import(module):
             return Rebuild.module, (known,)
-    return pickler.refuse(module, f"module {name!r} was made in this process and is not imported")
+    return reduce_made_module(pickler, module)
 
 
 def _reduce_lock(pickler: SnapshotPickler, lock: Any) -> Any:
@@ -234,10 +281,20 @@ _EXACT: dict[type, Handler] = {
     types.MethodType: _reduce_method,
     type(threading.Lock()): _reduce_lock,
     type(threading.RLock()): _reduce_rlock,
+    memoryview: reduce_memoryview,
+    array.array: reduce_std_array,
+    mmap.mmap: reduce_mmap,
     property: _reduce_property,
     staticmethod: _reduce_wrapper,
     classmethod: _reduce_wrapper,
     weakref.ref: _reduce_weakref,
+    weakref.ProxyType: reduce_proxy,
+    weakref.CallableProxyType: reduce_proxy,
+    weakref.WeakMethod: reduce_weak_method,
+    super: reduce_super,
+    re.Match: reduce_match,
+    contextvars.ContextVar: reduce_context_variable,
+    threading.local: reduce_thread_local,
     weakref.WeakKeyDictionary: _reduce_weak_mapping,
     weakref.WeakValueDictionary: _reduce_weak_mapping,
     weakref.WeakSet: _reduce_weak_set,

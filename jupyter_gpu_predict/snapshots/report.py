@@ -27,13 +27,18 @@ class VariableReport:
 
 @dataclass(frozen=True, slots=True)
 class CaptureReport:
-    """What a capture saved; `not_saved` names what of the extra state could not be saved."""
+    """What a capture saved.
+
+    `not_saved` names what of the extra state could not be saved. `bytes_written` counts what was
+    new to the store, `total_bytes` all that the snapshot holds.
+    """
 
     snapshot_id: str
     name: str
     variables: tuple[VariableReport, ...]
     not_saved: tuple[str, ...]
     bytes_written: int
+    total_bytes: int
     seconds: float
 
 
@@ -41,19 +46,24 @@ class CaptureReport:
 class RestoredVariable:
     """What became of a variable.
 
-    ``"mismatch"`` means that it was loaded but its digest is not the one taken when it was saved.
+    ``"mismatch"`` means that it was loaded but its digest is not the one taken when it was saved;
+    ``"recomputed"`` that it was not saved and its cells were run again.
     """
 
     name: str
     type_name: str
-    status: Literal["restored", "tombstone", "mismatch"]
+    status: Literal["restored", "tombstone", "mismatch", "recomputed"]
     reason: str | None
     digest: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """What a restore brought back; `extra` is what capture was given, less what `not_restored`."""
+    """What a restore brought back.
+
+    `extra` is what capture was given, less what is `not_restored`. `differences` has a sentence for
+    each library that is not here in the version the snapshot was made with.
+    """
 
     snapshot_id: str
     name: str
@@ -62,6 +72,7 @@ class RestoreReport:
     not_restored: tuple[str, ...]
     bytes_read: int
     seconds: float
+    differences: tuple[str, ...] = ()
 
 
 def type_name(value: Any) -> str:

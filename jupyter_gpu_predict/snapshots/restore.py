@@ -5,29 +5,35 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import SnapshotError
-from .buffers import allocate
-from .capture import paused_gc
-from .digest import digests
-from .folder import SnapshotFolder
+from ..errors import BadInputError
+from .capture import entry_key, paused_gc
+from .digest import digest, digests
+from .forgiving import load_forgivingly
+from .libraries import differences
+from .reading import BlobReader
 from .rebuild import Rebuild, SnapshotUnpickler
 from .report import RestoredVariable, RestoreReport
 from .sharing import Key
-from .signing import read_blob, verify
+from .signing import verify
+from .stores import SnapshotStore
 from .tombstone import Tombstone
+from .transfer import Progress
 
 
 def restore(
-    folder: SnapshotFolder,
+    store: SnapshotStore,
     snapshot_id: str,
     key: bytes,
     namespace: dict[str, Any],
     *,
-    check: bool = True,
+    only: Collection[str] | None = None,
+    check: bool = False,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> RestoreReport:
     """Load a snapshot's variables into `namespace`.
 
@@ -37,109 +43,137 @@ def restore(
 
     Parameters
     ----------
+    only
+        Names of the variables to load; all without it. What they share among each other stays
+        shared, and instances of a class that the namespace still has in the same form get that
+        class.
     check
-        Compare the digest of each loaded variable with the one taken when it was saved.
+        Compare the digest of each loaded variable with the one taken when it was saved, where one
+        was.
+    progress
+        Called with bytes read and bytes in all, at most ten times a second.
+    cancelled
+        Asked between chunks; a true answer ends the restore.
 
     Raises
     ------
     NotFoundError
         If there is no such snapshot.
+    BadInputError
+        If `only` names a variable that the snapshot does not have.
     SnapshotRefusedError
         If it is unsigned, altered, incomplete, or of another format or Python version.
+    SnapshotCancelledError
+        If it was cancelled.
     SnapshotError
         If it cannot be read.
     """
     started = time.perf_counter()
-    manifest = verify(folder.read(snapshot_id), key, snapshot_id)
-    blobs, owners = _read(folder, manifest, snapshot_id)
+    manifest = verify(store.read(snapshot_id), key, snapshot_id)
+    wanted = _wanted(manifest, only)
+    numbers = _groups(manifest, wanted)
+    blobs = BlobReader(store, manifest, numbers, progress=progress, cancelled=cancelled)
     former = dict(namespace)
-    rebuild = Rebuild(namespace, owners)
+    rebuild = Rebuild(namespace, blobs.owners)
+    if only is not None:
+        rebuild.present = _present(namespace, manifest["definitions"])
+    chosen = [v for v in manifest["variables"] if v["name"] in wanted]
     try:
         with paused_gc(), _import_path(manifest["import_path"]):
-            loaded, faults = _load(manifest, blobs, rebuild)
-            found = {k[1]: v for k, v in loaded.items() if k[0] == "var"}
-            hashes = digests(namespace, found) if check else {}
-            reports = tuple(
-                _settle(namespace, v, found, faults, hashes, check=check)
-                for v in manifest["variables"]
-            )
+            loaded, faults = _load(manifest, numbers, blobs, rebuild, wanted)
+            found = {k[1]: v for k, v in loaded.items() if k[0] == "var" and k[1] in wanted}
+            known = [v["name"] for v in chosen if v["digest"] and v["name"] in found]
+            hashes = digests(namespace, known) if check else {}
+            reports = tuple(_settle(namespace, v, found, faults, hashes) for v in chosen)
     except BaseException:
         for name in namespace.keys() - former.keys():
             del namespace[name]
         namespace.update(former)
         raise
     extra, missing = _extra(loaded, faults)
-    nbytes = sum(chunk["nbytes"] for blob in manifest["blobs"] for chunk in blob)
-    seconds = time.perf_counter() - started
-    return RestoreReport(snapshot_id, manifest["name"], reports, extra, missing, nbytes, seconds)
+    return RestoreReport(
+        snapshot_id,
+        manifest["name"],
+        reports,
+        extra,
+        missing,
+        blobs.total_bytes,
+        time.perf_counter() - started,
+        differences(manifest["libraries"]),
+    )
 
 
-def _read(
-    folder: SnapshotFolder, manifest: Mapping[str, Any], snapshot_id: str
-) -> tuple[dict[int, memoryview], dict[int, Any]]:
-    """Read and check every blob; return the memory of blobs and the owners of buffers.
-
-    A buffer that fills its blob is read straight into the memory where it will live.
-    """
-    owners: dict[int, Any] = {}
-    memory: dict[int, memoryview] = {}
-    lengths = [sum(chunk["nbytes"] for chunk in blob) for blob in manifest["blobs"]]
-    targets: list[tuple[memoryview, Mapping[str, Any]]] = []
-    for buffer in manifest["buffers"]:
-        try:
-            owner, target = allocate(buffer)
-        except SnapshotError:
-            # Without the library the streams that need it fail by themselves and say so.
-            continue
-        owners[buffer["index"]] = owner
-        if len(target) == lengths[buffer["blob"]] and buffer["offset"] == 0:
-            memory[buffer["blob"]] = target
-        else:
-            targets.append((target, buffer))
-    for number, chunks in enumerate(manifest["blobs"]):
-        view = memory.setdefault(number, memoryview(bytearray(lengths[number])))
-        read_blob(folder, chunks, view, snapshot_id)
-    for target, buffer in targets:
-        target[:] = _part(memory, buffer)
-    return memory, owners
+def _wanted(manifest: Mapping[str, Any], only: Collection[str] | None) -> frozenset[str]:
+    names = frozenset(v["name"] for v in manifest["variables"])
+    if only is None:
+        return names
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise BadInputError(
+            f"snapshot {manifest['name']!r} has no variable {', '.join(map(repr, unknown))}; "
+            "nothing was restored"
+        )
+    return frozenset(only)
 
 
-def _part(memory: Mapping[int, memoryview], entry: Mapping[str, Any]) -> memoryview:
-    start = entry["offset"]
-    return memory[entry["blob"]][start : start + entry["nbytes"]]
+def _groups(manifest: Mapping[str, Any], wanted: frozenset[str]) -> list[int]:
+    """Return the numbers of the groups that hold what is wanted, and of the classes they need."""
+    groups = manifest["groups"]
+    everything = len(wanted) == len(manifest["variables"])
+    place = {k[1]: n for n, g in enumerate(groups) for k in g["keys"] if k[0] == "class"}
+    needed: set[int] = set()
+    waiting = [
+        number
+        for number, group in enumerate(groups)
+        if everything or any(k[0] == "var" and k[1] in wanted for k in group["keys"])
+    ]
+    while waiting:
+        number = waiting.pop()
+        if number not in needed:
+            needed.add(number)
+            classes = (str(index) for index in groups[number]["classes"])
+            waiting += [place[index] for index in classes if index in place]
+    return sorted(needed)
+
+
+def _present(namespace: Mapping[str, Any], definitions: Mapping[str, str]) -> dict[int, type]:
+    """Return the classes of the namespace that are those of the snapshot, by their number."""
+    found = {digest(v): v for v in namespace.values() if isinstance(v, type)}
+    return {int(number): found[d] for number, d in definitions.items() if d in found}
 
 
 def _load(
-    manifest: Mapping[str, Any], memory: Mapping[int, memoryview], rebuild: Rebuild
+    manifest: Mapping[str, Any],
+    numbers: list[int],
+    blobs: BlobReader,
+    rebuild: Rebuild,
+    wanted: frozenset[str],
 ) -> tuple[dict[Key, Any], dict[Key, str]]:
-    """Unpickle every stream; one that fails keeps none of its variables and spoils no other."""
+    """Unpickle the streams; of one that fails, only what has to do with the fault is lost."""
     loaded: dict[Key, Any] = {}
     faults: dict[Key, str] = {}
-    for group in manifest["groups"]:
+    for number in numbers:
+        group = manifest["groups"][number]
         keys: list[Key] = [tuple(k) for k in group["keys"]]
+        exported = [rebuild.buffers.get(index) for index in group["out_of_band"]]
         values: dict[Key, Any] = {}
         try:
-            unpickler = SnapshotUnpickler(_part(memory, group), rebuild)
+            unpickler = SnapshotUnpickler(blobs.stream(group), rebuild, exported)
             for key in keys:
                 values[key] = unpickler.load()
                 if key[0] == "class":
-                    rebuild.definitions[int(key[1])] = values[key]
+                    values[key] = rebuild.define(int(key[1]), values[key])
         except MemoryError:
             raise
-        except Exception as error:
-            faults.update(dict.fromkeys(keys, f"it could not be loaded here: {_said(error)}"))
-            for key in keys:
-                if key[0] == "class":
-                    rebuild.faults[int(key[1])] = _said(error)
-            continue
+        except Exception:
+            values, reasons = load_forgivingly(blobs.stream(group), keys, rebuild, exported)
+            faults.update(reasons)
         loaded.update(values)
         # At once, so that what is loaded later can call functions that use it.
-        rebuild.namespace.update({k[1]: v for k, v in values.items() if k[0] == "var"})
+        rebuild.namespace.update(
+            {k[1]: v for k, v in values.items() if k[0] == "var" and k[1] in wanted}
+        )
     return loaded, faults
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _settle(
@@ -148,21 +182,19 @@ def _settle(
     found: Mapping[str, Any],
     faults: Mapping[Key, str],
     hashes: Mapping[str, str],
-    *,
-    check: bool,
 ) -> RestoredVariable:
     name, kind = saved["name"], saved["type_name"]
     if name not in found:
-        reason = saved["reason"] or faults.get(("var", name), "its stream is missing")
+        reason = saved["reason"] or "it could not be saved"
         if saved["status"] != "tombstone":
             reason = faults.get(("var", name), "its stream is missing")
         namespace[name] = Tombstone(name, kind, reason, saved["path"])
         return RestoredVariable(name, kind, "tombstone", reason, None)
-    digest = hashes.get(name)
-    if check and digest != saved["digest"]:
+    taken = hashes.get(name)
+    if taken is not None and taken != saved["digest"]:
         reason = "its value differs from the one that was saved"
-        return RestoredVariable(name, kind, "mismatch", reason, digest)
-    return RestoredVariable(name, kind, "restored", saved["reason"], digest)
+        return RestoredVariable(name, kind, "mismatch", reason, taken)
+    return RestoredVariable(name, kind, "restored", saved["reason"], taken)
 
 
 def _extra(
@@ -173,7 +205,7 @@ def _extra(
         if key[0] == "entries":
             entries = extra[key[1]] = {}
             for index, entry in enumerate(value):
-                full = ("extra", key[1], str(index))
+                full = ("extra", key[1], entry_key(entry, index))
                 if full in loaded:
                     entries[entry] = loaded[full]
         elif key[0] == "extra" and len(key) == 2:

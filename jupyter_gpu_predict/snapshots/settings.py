@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from .buffers import loaded
+from .quiet import is_own
 
 _CUDNN_FLAGS = ("enabled", "benchmark", "deterministic")
 
@@ -82,6 +83,39 @@ def _apply_decimal(state: dict[str, Any]) -> None:
     import decimal
 
     decimal.setcontext(state["context"])
+
+
+def _capture_logging(logging: Any) -> dict[str, Any]:
+    kinds = (logging.StreamHandler, logging.FileHandler)
+    found = {}
+    for name, logger in [("", logging.root), *logging.root.manager.loggerDict.items()]:
+        if not isinstance(logger, logging.Logger) or is_own(name) or name == "IPKernelApp":
+            continue
+        own = (logger.level, logger.propagate, logger.disabled)
+        handlers = [h for h in logger.handlers if type(h) in kinds and _travels(logging, h)]
+        if own != (logging.NOTSET, True, False) or handlers:
+            found[name] = (*own, handlers)
+    return {"loggers": found}
+
+
+def _travels(logging: Any, handler: Any) -> bool:
+    """Tell whether a handler writes to a file or to what every process has."""
+    standard = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    return isinstance(handler, logging.FileHandler) or handler.stream in standard
+
+
+def _apply_logging(state: dict[str, Any]) -> None:
+    import logging
+
+    for name, (level, propagate, disabled, handlers) in state["loggers"].items():
+        logger = logging.getLogger(name or None)
+        logger.setLevel(level)
+        logger.propagate, logger.disabled = propagate, disabled
+        streams = [getattr(h, "stream", None) for h in logger.handlers]
+        for handler in handlers:
+            # A library or the kernel may have put its own one there already.
+            if handler.stream is None or handler.stream not in streams:
+                logger.addHandler(handler)
 
 
 def _capture_numpy(numpy: Any) -> dict[str, Any]:
@@ -192,6 +226,7 @@ _LIBRARIES: tuple[
 ]
 _LIBRARIES = (
     ("decimal", _capture_decimal, _apply_decimal),
+    ("logging", _capture_logging, _apply_logging),
     ("numpy", _capture_numpy, _apply_numpy),
     ("pandas", _capture_pandas, _apply_pandas),
     ("matplotlib", _capture_matplotlib, _apply_matplotlib),

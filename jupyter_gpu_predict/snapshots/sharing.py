@@ -1,26 +1,42 @@
-"""Which variables share objects: each such group is one stream, all other streams are apart."""
+"""Which variables share objects: each such group is one stream, all other streams are apart.
+
+Small variables are pickled one by one and the picklers' memos are compared. What is large is
+pickled once only where that can be: several large variables that hold the same instances go into
+one stream as soon as the second meets one of them.
+"""
 
 from __future__ import annotations
 
-import enum
-import io
-import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from ..errors import SnapshotCancelledError
 from .deep import call_deep
-from .definitions import importable
+from .identity import (
+    ATOMS,
+    CONTAINERS,
+    LARGE_CONSTANT_BYTES,
+    has_identity,
+    is_shallow,
+    memo_objects,
+)
 from .paths import find_path
-from .pickling import CannotSave, Context, SnapshotPickler
+from .pickling import CannotSave, Context, SharedObject, SnapshotPickler
+from .streams import FIRST_PASS_BYTES, Endless, Stream, TooLargeError
 
 Key = tuple[str, ...]
 """What is saved: ``("var", name)``, ``("extra", part)``, ``("extra", part, entry)``, or a class."""
 
-LARGE_CONSTANT_BYTES = 1 << 20
-"""Shared strings and bytes from this size on are written once, which puts their owners together."""
+ATOMS_TOGETHER = 64
+"""So many plain values go into one stream; a stream each would cost more than it is worth."""
+
+LARGE_ITEMS = 50_000
+"""A container of so many objects is large; to find that out by pickling it would be a waste."""
+
+_QUERIES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +49,17 @@ class Failure:
 
 @dataclass(slots=True)
 class Group:
-    """One stream and what is in it, in the order of loading."""
+    """One stream and what is in it, in the order of loading.
+
+    `starts` are the places in the stream where each key's pickle begins.
+    """
 
     keys: list[Key]
-    stream: memoryview
+    starts: list[int]
+    stream: Stream
     buffers: list[int]
+    out_of_band: list[int]
+    classes: list[int]
 
 
 @dataclass(slots=True)
@@ -48,215 +70,404 @@ class Plan:
     failures: dict[Key, Failure] = field(default_factory=dict)
     notes: dict[Key, list[str]] = field(default_factory=dict)
     nbytes: dict[Key, int] = field(default_factory=dict)
+    class_kinds: dict[Key, type] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Pass:
+    """What one pickler has written: one value, or several that belong together."""
+
+    keys: list[Key]
     pickler: SnapshotPickler
-    file: io.BytesIO
-    classes: set[int]
+    stream: Stream
+    starts: list[int]
+    large: bool = False
+    _met: tuple[int, frozenset[int]] = (0, frozenset())
+
+    @property
+    def met(self) -> frozenset[int]:
+        """The ``id`` of every instance that it has written."""
+        objects = self.pickler.met
+        if self._met[0] != len(objects):
+            self._met = len(objects), frozenset(map(id, objects))
+        return self._met[1]
+
+    @property
+    def classes(self) -> set[int]:
+        return self.pickler.used_classes - _inline(self.keys)
 
 
-def make_plan(context: Context, values: Mapping[Key, Any]) -> Plan:
-    """Pickle every value by itself, find out what they share, and pickle the groups together."""
-    plan = Plan()
-    everything: dict[Key, Any] = dict(values)
-    passes: dict[Key, _Pass] = {}
-    for key, value in values.items():
-        _first_pass(context, plan, passes, key, value)
-    done = 0
-    while done < len(context.classes):
-        key = ("class", str(done))
-        everything[key] = context.classes[done]
-        _first_pass(context, plan, passes, key, context.classes[done])
-        done += 1
-    touched = context.find_aliases()
-    if touched:
-        for key in [k for k, p in passes.items() if p.pickler.used_storages & touched]:
-            del passes[key]
-            _first_pass(context, plan, passes, key, everything[key])
-    _spread_bad_classes(context, plan, passes)
-    for members in _in_order(_unite(context, passes), passes, everything):
-        _write_group(context, plan, passes, members, everything)
-    plan.failures = {k: v for k, v in plan.failures.items() if k[0] != "class"}
-    return plan
+def make_plan(
+    context: Context,
+    values: Mapping[Key, Any],
+    *,
+    make_stream: Callable[..., Stream] = Stream,
+) -> Plan:
+    """Pickle every value, and those that share objects together.
+
+    Parameters
+    ----------
+    make_stream
+        Makes the streams; takes the keywords `limit` of `Stream`.
+    """
+    return _Planner(context, values, make_stream).plan()
 
 
-def _first_pass(
-    context: Context, plan: Plan, passes: dict[Key, _Pass], key: Key, value: Any
-) -> None:
-    try:
-        pickler, file = _dump(context, [value], _inline([key]))
-    except CannotSave as error:
-        plan.failures[key] = Failure(str(error), find_path(value, error.culprit))
-        if key[0] == "class":
-            reason = f"class {value.__qualname__} cannot be saved: {error}"
-            context.bad_classes[int(key[1])] = reason
-        return
-    passes[key] = _Pass(pickler, file, set(pickler.used_classes))
-    plan.notes[key] = pickler.notes
-    sources = context.buffers.sources
-    plan.nbytes[key] = file.tell() + sum(sources[i].nbytes for i in pickler.used_buffers)
+class _Planner:
+    def __init__(
+        self, context: Context, values: Mapping[Key, Any], make_stream: Callable[..., Stream]
+    ) -> None:
+        self.context = context
+        self.values: dict[Key, Any] = dict(values)
+        self.make_stream = make_stream
+        self.result = Plan()
+        self.passes: list[_Pass] = []
+
+    def plan(self) -> Plan:
+        large = self._small_ones(list(self.values))
+        self._large_ones(large)
+        self._classes()
+        self._aliases()
+        self._spread_bad_classes()
+        for group in self._in_order(self._unite()):
+            self._finish(group)
+        plan = self.result
+        plan.failures = {k: v for k, v in plan.failures.items() if k[0] != "class"}
+        return plan
+
+    # ------------------------------------------------------------------ first passes
+
+    def _small_ones(self, keys: Iterable[Key]) -> list[Key]:
+        """Pickle each value by itself and return the keys of those that are too large for that."""
+        large: list[Key] = []
+        atoms: list[Key] = []
+        for key in keys:
+            value = self.values[key]
+            if type(value) in ATOMS and not has_identity(self.context, value):
+                atoms.append(key)
+                if len(atoms) == ATOMS_TOGETHER:
+                    self._pass(atoms)
+                    atoms = []
+            elif is_shallow(value):
+                self._pass([key])
+            elif type(value) in (list, dict, tuple, set) and len(value) >= LARGE_ITEMS:
+                large.append(key)
+            else:
+                try:
+                    self._pass([key], limit=FIRST_PASS_BYTES)
+                except TooLargeError:
+                    large.append(key)
+        if atoms:
+            self._pass(atoms)
+        return large
+
+    def _large_ones(self, keys: list[Key]) -> None:
+        """Pickle large values, into the stream of another where they meet an object of it."""
+        known: list[_Pass] = []
+        for key in keys:
+            if known:
+                sets = [one.met for one in known]
+                self.context.elsewhere = sets[0] if len(sets) == 1 else sets[0].union(*sets[1:])
+            try:
+                one = self._pass([key], large=True)
+            except SharedObject as shared:
+                one = self._join(next(o for o in known if shared.args[0] in o.met), key)
+            finally:
+                self.context.elsewhere = frozenset()
+            if one is not None and one not in known:
+                known.append(one)
+
+    def _join(self, other: _Pass, key: Key) -> _Pass | None:
+        """Write a value behind those whose objects it shares."""
+        start = other.stream.nbytes
+        self.context.elsewhere = frozenset()
+        # It is known now that they share; the pickler would take its own objects for another's.
+        other.pickler.elsewhere = frozenset()
+        try:
+            other.pickler.dump(self.values[key])
+        except SnapshotCancelledError:
+            raise
+        except (Exception, SystemExit, GeneratorExit):
+            # The stream is spoilt: all its values are pickled again, apart and then together.
+            self.passes.remove(other)
+            for again in (*other.keys, key):
+                self._pass([again], large=True)
+            return None
+        other.keys.append(key)
+        other.starts.append(start)
+        self._note(other, key, other.stream.nbytes - start)
+        return other
+
+    def _classes(self) -> None:
+        done = 0
+        while done < len(self.context.classes):
+            key = ("class", str(done))
+            self.values[key] = self.result.class_kinds[key] = self.context.classes[done]
+            self._pass([key])
+            done += 1
+
+    def _pass(
+        self, keys: list[Key], *, limit: int | None = None, large: bool = False
+    ) -> _Pass | None:
+        context, plan = self.context, self.result
+        try:
+            one = self._dump(keys, limit)
+        except CannotSave as error:
+            if len(keys) > 1:
+                raise
+            value = self.values[keys[0]]
+            plan.failures[keys[0]] = Failure(str(error), find_path(value, error.culprit))
+            if keys[0][0] == "class":
+                reason = f"class {value.__qualname__} cannot be saved: {error}"
+                context.bad_classes[int(keys[0][1])] = reason
+            return None
+        one.large = large
+        self.passes.append(one)
+        ends = [*one.starts[1:], one.stream.nbytes]
+        for key, start, end in zip(keys, one.starts, ends, strict=True):
+            self._note(one, key, end - start)
+        return one
+
+    def _note(self, one: _Pass, key: Key, nbytes: int) -> None:
+        sources = self.context.buffers.sources
+        memory = sum(sources[i].nbytes for i in one.pickler.used_buffers)
+        self.result.nbytes[key] = nbytes + memory
+        self.result.notes[key] = one.pickler.notes
+
+    def _dump(self, keys: list[Key], limit: int | None = None) -> _Pass:
+        """Pickle values one after the other; fast first, then with care, then deep.
+
+        Raises
+        ------
+        CannotSave
+            With the culprit and the reason, if none of the ways leads to an end.
+        """
+
+        def attempt(careful: bool) -> _Pass:
+            stream = self.make_stream(limit=limit)
+            pickler = SnapshotPickler(stream, self.context, careful=careful, inline=_inline(keys))
+            starts = []
+            for key in keys:
+                starts.append(stream.nbytes)
+                pickler.dump(self.values[key])
+            return _Pass(list(keys), pickler, stream, starts)
+
+        last = self.values[keys[-1]]
+        for careful in (False, True):
+            once = partial(attempt, careful)
+            try:
+                try:
+                    return once()
+                except RecursionError:
+                    return call_deep(once)
+            except (CannotSave, SnapshotCancelledError):
+                raise
+            except Endless as error:
+                raise CannotSave(last, str(error)) from error
+            except (SystemExit, GeneratorExit) as error:
+                raise CannotSave(last, f"pickling it raised {type(error).__name__}") from error
+            except RecursionError as error:
+                reason = "its objects are nested too deeply to be followed"
+                raise CannotSave(last, reason) from error
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+        raise CannotSave(last, reason)
+
+    def _aliases(self) -> None:
+        """Pickle again what holds torch storages over memory that a numpy array owns."""
+        touched = self.context.find_aliases()
+        for one in [p for p in self.passes if p.pickler.used_storages & touched]:
+            self.passes.remove(one)
+            if one.large and len(one.keys) > 1:
+                self.passes.append(self._dump(one.keys))
+                self.passes[-1].large = True
+            else:
+                self._pass(one.keys, large=one.large)
+
+    def _spread_bad_classes(self) -> None:
+        context, plan = self.context, self.result
+        while True:
+            found = [(p, p.pickler.used_classes & context.bad_classes.keys()) for p in self.passes]
+            bad = [(one, min(numbers)) for one, numbers in found if numbers]
+            if not bad:
+                return
+            for one, number in bad:
+                self.passes.remove(one)
+                if len(one.keys) > 1:
+                    for key in one.keys:
+                        self._pass([key], large=True)
+                    continue
+                reason = context.bad_classes[number]
+                key = one.keys[0]
+                plan.failures[key] = Failure(reason)
+                if key[0] == "class":
+                    context.bad_classes[int(key[1])] = reason
+
+    # ------------------------------------------------------------------ groups
+
+    def _unite(self) -> list[list[_Pass]]:
+        """Return the passes in groups: those that share an object."""
+        passes = self.passes
+        parent = list(range(len(passes)))
+
+        def find(number: int) -> int:
+            while parent[number] != number:
+                parent[number] = number = parent[parent[number]]
+            return number
+
+        large = [n for n, one in enumerate(passes) if one.large]
+        # The largest memo of all is only searched, never copied.
+        largest = max(large, key=lambda n: passes[n].stream.nbytes, default=None)
+        owner: dict[int, tuple[int, Any]] = {}
+        for number, one in enumerate(passes):
+            if number == largest or (len(one.keys) > 1 and not one.large):
+                continue
+            for obj in self._objects(one):
+                kind = type(obj)
+                if kind in _NEVER_SHARED or (
+                    kind in _MAYBE_LONG and len(obj) < LARGE_CONSTANT_BYTES
+                ):
+                    continue
+                other = owner.setdefault(id(obj), (number, obj))[0]
+                if other != number and has_identity(self.context, obj):
+                    parent[find(number)] = find(other)
+        if largest is not None:
+            for other in self._known_to(passes[largest], owner):
+                parent[find(largest)] = find(other)
+        groups: dict[int, list[_Pass]] = {}
+        for number, one in enumerate(passes):
+            groups.setdefault(find(number), []).append(one)
+        return list(groups.values())
+
+    def _objects(self, one: _Pass) -> Iterable[Any]:
+        if not one.large and is_shallow(value := self.values[one.keys[0]]):
+            return (value,)
+        return memo_objects(one.pickler)
+
+    def _known_to(self, one: _Pass, owner: Mapping[int, tuple[int, Any]]) -> set[int]:
+        """Return the numbers of the passes that have an object in common with `one`."""
+        met = owner.keys() & one.met
+        found = {owner[i][0] for i in met if has_identity(self.context, owner[i][1])}
+        boxes = {
+            identity: entry
+            for identity, entry in owner.items()
+            if type(entry[1]) in _UNASKED
+            and entry[0] not in found
+            and has_identity(self.context, entry[1])
+        }
+        if not boxes:
+            return found
+        if len(boxes) <= _QUERIES and (answers := _ask(one, boxes)) is not None:
+            return found | answers
+        return found | {boxes[id(obj)][0] for obj in memo_objects(one.pickler) if id(obj) in boxes}
+
+    def _in_order(self, groups: list[list[_Pass]]) -> Iterator[list[_Pass]]:
+        """Yield groups so that each finds what it needs: its classes, then modules and functions.
+
+        Groups whose classes refer to each other in a circle become one.
+        """
+        place = {k: n for n, group in enumerate(groups) for one in group for k in one.keys}
+        needs = [
+            {place["class", str(index)] for one in group for index in one.classes} - {number}
+            for number, group in enumerate(groups)
+        ]
+        reach = [_reachable(number, needs) for number in range(len(groups))]
+        joined: dict[int, list[_Pass]] = {}
+        first = {}
+        for number, group in enumerate(groups):
+            circle = min([number, *(other for other in reach[number] if number in reach[other])])
+            first[number] = circle
+            joined.setdefault(circle, []).extend(group)
+
+        def rank(number: int) -> int:
+            values = [self.values[key] for one in joined[number] for key in one.keys]
+            if all(isinstance(value, types.ModuleType) for value in values):
+                return 0
+            return 1 if all(isinstance(v, (type, types.FunctionType)) for v in values) else 2
+
+        # What a group needs reaches strictly less than the group itself does.
+        depth = {n: len({first[other] for other in reach[n]} - {n}) for n in joined}
+        done: set[int] = set()
+        for number in sorted(joined, key=lambda number: (rank(number), depth[number])):
+            needed = sorted({first[other] for other in reach[number]}, key=lambda n: depth[n])
+            for one in (*needed, number):
+                if one not in done:
+                    done.add(one)
+                    yield joined[one]
+
+    def _finish(self, group: list[_Pass]) -> None:
+        """Keep the stream of a group, pickling its values together if they are not yet."""
+        if len(group) == 1:
+            self._keep(group[0])
+            return
+        # Classes first: what shares objects with them may need them whole.
+        keys = [key for one in group for key in one.keys]
+        keys.sort(key=lambda key: key[0] != "class")
+        while keys:
+            try:
+                self._keep(self._dump(keys))
+                return
+            except CannotSave as error:
+                culprit = self._blame(keys)
+                path = find_path(self.values[culprit], error.culprit)
+                self.result.failures[culprit] = Failure(str(error), path)
+                keys = [key for key in keys if key != culprit]
+
+    def _keep(self, one: _Pass) -> None:
+        pickler = one.pickler
+        self.result.groups.append(
+            Group(
+                one.keys,
+                one.starts,
+                one.stream,
+                sorted(pickler.used_buffers),
+                pickler.out_of_band,
+                sorted(one.classes),
+            )
+        )
+
+    def _blame(self, keys: list[Key]) -> Key:
+        """Return the first key that cannot be pickled together with those before it."""
+        for count in range(1, len(keys)):
+            try:
+                self._dump(keys[:count])
+            except CannotSave:
+                return keys[count - 1]
+        return keys[-1]
 
 
-def _inline(keys: list[Key]) -> frozenset[int]:
+_NEVER_SHARED = frozenset({int, float, tuple, type(None), type})
+_MAYBE_LONG = frozenset({str, bytes})
+_UNASKED = CONTAINERS | _MAYBE_LONG
+"""Types that the C pickler writes without a call of its `reducer_override`."""
+
+
+def _inline(keys: Iterable[Key]) -> frozenset[int]:
     return frozenset(int(key[1]) for key in keys if key[0] == "class")
 
 
-def _dump(
-    context: Context, values: list[Any], inline: frozenset[int]
-) -> tuple[SnapshotPickler, io.BytesIO]:
-    """Pickle `values` one after the other into one stream; fast first, then with care, then deep.
+def _ask(one: _Pass, boxes: Mapping[int, tuple[int, Any]]) -> set[int] | None:
+    """Return whose objects a pickler has written, by having it write them once more.
 
-    Raises
-    ------
-    CannotSave
-        With the culprit and the reason, if none of the ways leads to an end.
+    In fast mode nothing is entered into the memo, and what is in it already comes out as a
+    reference. ``None`` if that cannot be told in this way.
     """
-
-    def attempt(careful: bool) -> tuple[SnapshotPickler, io.BytesIO]:
-        file = io.BytesIO()
-        pickler = SnapshotPickler(file, context, careful=careful, inline=inline)
-        for value in values:
-            pickler.dump(value)
-        return pickler, file
-
-    for careful in (False, True):
-        once = partial(attempt, careful)
-        try:
+    found = set()
+    with one.pickler.asking(), one.stream.diverted() as written:
+        for number, obj in boxes.values():
+            written.clear()
             try:
-                return once()
-            except RecursionError:
-                return call_deep(once)
-        except CannotSave:
-            raise
-        except RecursionError as error:
-            reason = "its objects are nested too deeply to be followed"
-            raise CannotSave(values[-1], reason) from error
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-    raise CannotSave(values[-1], reason)
+                one.pickler.dump(obj)
+            except TooLargeError:
+                continue
+            except Exception:
+                return None
+            if written and bytes(written[0][2:3]) in _GET_OPCODES:
+                found.add(number)
+    return found
 
 
-def _spread_bad_classes(context: Context, plan: Plan, passes: dict[Key, _Pass]) -> None:
-    while True:
-        bad = {k: p.classes & context.bad_classes.keys() for k, p in passes.items()}
-        found = {k: min(v) for k, v in bad.items() if v}
-        if not found:
-            return
-        for key, index in found.items():
-            reason = context.bad_classes[index]
-            plan.failures[key] = Failure(reason)
-            del passes[key]
-            if key[0] == "class":
-                context.bad_classes[int(key[1])] = reason
-
-
-def _unite(context: Context, passes: dict[Key, _Pass]) -> list[list[Key]]:
-    """Return the keys in groups: those that share an object."""
-    parent: dict[Key, Key] = {key: key for key in passes}
-
-    def find(key: Key) -> Key:
-        while parent[key] != key:
-            parent[key] = key = parent[parent[key]]
-        return key
-
-    owner: dict[int, Key] = {}
-    counted: dict[int, bool] = {}
-    for key, one in passes.items():
-        memo = one.pickler.memo.copy()
-        for identity in owner.keys() & memo.keys():
-            if identity not in counted:
-                counted[identity] = _counts(context, memo[identity][1])
-            if counted[identity]:
-                parent[find(key)] = find(owner[identity])
-        for identity in memo:
-            owner.setdefault(identity, key)
-    groups: dict[Key, list[Key]] = {}
-    for key in passes:
-        groups.setdefault(find(key), []).append(key)
-    return list(groups.values())
-
-
-_CONSTANTS = (
-    str,
-    bytes,
-    int,
-    float,
-    complex,
-    bool,
-    tuple,
-    frozenset,
-    type,
-    types.NoneType,
-    types.ModuleType,
-    types.BuiltinFunctionType,
-    types.MethodDescriptorType,
-    types.WrapperDescriptorType,
-    types.ClassMethodDescriptorType,
-    types.GetSetDescriptorType,
-    types.MemberDescriptorType,
-    types.CodeType,
-    types.GenericAlias,
-    enum.Enum,
-)
-
-
-def _counts(context: Context, obj: Any) -> bool:
-    if obj is context.namespace:
-        return False
-    if isinstance(obj, (str, bytes)):
-        return sys.getsizeof(obj) >= LARGE_CONSTANT_BYTES
-    if isinstance(obj, types.FunctionType):
-        return not importable(obj, context.main_names)
-    if isinstance(obj, _CONSTANTS):
-        return False
-    if type(obj).__module__ == "typing":
-        # A type variable of the session is known by identity; others are found by name.
-        return getattr(obj, "__module__", None) in context.main_names
-    for module, names in (("numpy", ("dtype", "ufunc")), ("torch", ("dtype", "device", "layout"))):
-        library = sys.modules.get(module)
-        if library is not None and isinstance(obj, tuple(getattr(library, n) for n in names)):
-            return False
-    return True
-
-
-def _in_order(
-    groups: list[list[Key]], passes: Mapping[Key, _Pass], everything: Mapping[Key, Any]
-) -> Iterator[list[Key]]:
-    """Yield groups so that each finds what it needs: its classes, then modules and functions.
-
-    Groups whose classes refer to each other in a circle become one.
-    """
-    place = {key: number for number, keys in enumerate(groups) for key in keys}
-    needs = [
-        {place["class", str(index)] for key in keys for index in passes[key].classes} - {number}
-        for number, keys in enumerate(groups)
-    ]
-    reach = [_reachable(number, needs) for number in range(len(groups))]
-    joined: dict[int, list[Key]] = {}
-    first = {}
-    for number, keys in enumerate(groups):
-        circle = min([number, *(other for other in reach[number] if number in reach[other])])
-        first[number] = circle
-        joined.setdefault(circle, []).extend(keys)
-
-    def rank(number: int) -> int:
-        values = [everything[key] for key in joined[number]]
-        if all(isinstance(value, types.ModuleType) for value in values):
-            return 0
-        return 1 if all(isinstance(v, (type, types.FunctionType)) for v in values) else 2
-
-    # What a group needs reaches strictly less than the group itself does.
-    depth = {number: len({first[other] for other in reach[number]} - {number}) for number in joined}
-    by_need = sorted(joined, key=lambda number: (rank(number), depth[number]))
-    done: set[int] = set()
-    for number in by_need:
-        needed = sorted({first[other] for other in reach[number]}, key=lambda n: depth[n])
-        for one in (*needed, number):
-            if one not in done:
-                done.add(one)
-                yield joined[one]
+_GET_OPCODES = (b"h", b"j")
 
 
 def _reachable(start: int, needs: list[set[int]]) -> set[int]:
@@ -268,45 +479,3 @@ def _reachable(start: int, needs: list[set[int]]) -> set[int]:
             found.add(one)
             waiting.extend(needs[one])
     return found
-
-
-def _write_group(
-    context: Context,
-    plan: Plan,
-    passes: dict[Key, _Pass],
-    keys: list[Key],
-    everything: Mapping[Key, Any],
-) -> None:
-    if len(keys) == 1:
-        one = passes[keys[0]]
-        plan.groups.append(
-            Group(keys, memoryview(one.file.getvalue()), sorted(one.pickler.used_buffers))
-        )
-        return
-    # Classes first: what shares objects with them may need them whole.
-    keys = sorted(keys, key=lambda key: key[0] != "class")
-    while keys:
-        try:
-            values = [everything[key] for key in keys]
-            pickler, file = _dump(context, values, _inline(keys))
-        except CannotSave as error:
-            culprit = _blame(context, keys, everything)
-            path = find_path(everything[culprit], error.culprit)
-            plan.failures[culprit] = Failure(str(error), path)
-            keys = [key for key in keys if key != culprit]
-            continue
-        plan.groups.append(Group(keys, memoryview(file.getvalue()), sorted(pickler.used_buffers)))
-        return
-
-
-def _blame(context: Context, keys: list[Key], everything: Mapping[Key, Any]) -> Key:
-    """Return the first key that cannot be pickled together with those before it."""
-
-    def fails(count: int) -> bool:
-        try:
-            _dump(context, [everything[key] for key in keys[:count]], _inline(keys))
-        except CannotSave:
-            return True
-        return False
-
-    return next((keys[n - 1] for n in range(1, len(keys)) if fails(n)), keys[-1])

@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import SnapshotError, SnapshotRefusedError
-from .folder import SnapshotFolder, chunk_hash
+from ..errors import (
+    SnapshotError,
+    SnapshotSignatureError,
+    SnapshotVersionError,
+)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest and of the streams; a reader refuses any other."""
 
 KEY_BYTES = 32
@@ -86,71 +89,52 @@ def verify(document: Mapping[str, Any], key: bytes, snapshot_id: str) -> dict[st
 
     Raises
     ------
-    SnapshotRefusedError
-        If it is unsigned, signed with another key, altered, of another format or another Python.
+    SnapshotSignatureError
+        If it is unsigned, signed with another key or altered.
+    SnapshotVersionError
+        If it is of another format or another Python.
     """
-    manifest, signature = document.get("manifest"), document.get("signature")
-    if not isinstance(manifest, dict):
-        raise SnapshotRefusedError(f"snapshot {snapshot_id} has no manifest; it was not opened")
-    if not isinstance(signature, str) or not signature.startswith(_SCHEME):
-        raise SnapshotRefusedError(f"snapshot {snapshot_id} is not signed; it was not opened")
-    try:
-        good = hmac.compare_digest(signature.encode(), (_SCHEME + _mac(manifest, key)).encode())
-    except (ValueError, UnicodeError):
-        good = False
-    if not good:
-        raise SnapshotRefusedError(
-            f"snapshot {snapshot_id} was altered or signed with another key; it was not opened. "
-            "Take a new snapshot with this server's key"
-        )
-    if manifest.get("id") != snapshot_id:
-        raise SnapshotRefusedError(
-            f"snapshot {snapshot_id} holds the manifest of {manifest.get('id')}; it was not opened"
-        )
+    manifest = check_signature(document, key, snapshot_id)
     if manifest.get("format") != FORMAT:
-        raise SnapshotRefusedError(
+        raise SnapshotVersionError(
             f"snapshot {snapshot_id} has format {manifest.get('format')}, this version reads "
             f"{FORMAT}; open it with the version that wrote it"
         )
     if manifest.get("python") != python_version():
-        raise SnapshotRefusedError(
+        raise SnapshotVersionError(
             f"snapshot {snapshot_id} was taken with Python {manifest.get('python')}, this kernel "
             f"runs {python_version()}; restore it in a kernel of the same version"
         )
     return manifest
 
 
-def read_blob(
-    folder: SnapshotFolder, chunks: list[dict[str, Any]], into: memoryview, snapshot_id: str
-) -> None:
-    """Read a blob into memory and compare what was read, once, with the hashes in the manifest.
+def check_signature(document: Mapping[str, Any], key: bytes, snapshot_id: str) -> dict[str, Any]:
+    """Return the manifest in `document` if it was signed with `key`, whatever it holds.
 
     Raises
     ------
-    SnapshotRefusedError
-        If a chunk is missing, has another length or other bytes.
+    SnapshotSignatureError
+        If it is unsigned, signed with another key or altered.
     """
-    start = 0
-    for chunk in chunks:
-        end = start + chunk["nbytes"]
-        part = into[start:end]
-        try:
-            count = folder.read_chunk(chunk["hash"], part)
-        except FileNotFoundError:
-            raise SnapshotRefusedError(
-                f"snapshot {snapshot_id} lacks chunk {chunk['hash'][:16]} in {folder.chunks}; it "
-                "was not opened"
-            ) from None
-        except OSError as error:
-            raise SnapshotError(f"chunk {chunk['hash'][:16]} cannot be read: {error}") from error
-        if count != chunk["nbytes"] or chunk_hash(part) != chunk["hash"]:
-            raise SnapshotRefusedError(
-                f"chunk {chunk['hash'][:16]} of snapshot {snapshot_id} is damaged or altered; the "
-                "snapshot was not opened"
-            )
-        start = end
-    if start != len(into):
-        raise SnapshotRefusedError(f"snapshot {snapshot_id} has a blob of the wrong length")
+    manifest, signature = document.get("manifest"), document.get("signature")
+    if not isinstance(manifest, dict):
+        raise SnapshotSignatureError(f"snapshot {snapshot_id} has no manifest; it was not opened")
+    if not isinstance(signature, str) or not signature.startswith(_SCHEME):
+        raise SnapshotSignatureError(f"snapshot {snapshot_id} is not signed; it was not opened")
+    try:
+        good = hmac.compare_digest(signature.encode(), (_SCHEME + _mac(manifest, key)).encode())
+    except (ValueError, UnicodeError):
+        good = False
+    if not good:
+        raise SnapshotSignatureError(
+            f"snapshot {snapshot_id} was altered or signed with another key; it was not opened. "
+            "Take a new snapshot with this server's key"
+        )
+    if manifest.get("id") != snapshot_id:
+        raise SnapshotSignatureError(
+            f"snapshot {snapshot_id} holds the manifest of {manifest.get('id')}; it was not opened"
+        )
+    return manifest
 
 
 def _mac(manifest: Mapping[str, Any], key: bytes) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .arrays import as_bytes
 from .buffers import IN_BAND_BYTES, loaded, raw_memory
+from .types_memory import owner_at
 
 if TYPE_CHECKING:
     from .pickling import SnapshotPickler
@@ -16,6 +17,8 @@ _MAX_GRAPH_NODES = 10_000
 def reduce_tensor(pickler: SnapshotPickler, tensor: Any) -> Any:
     """Reduce a strided tensor to a view of its storage; other layouts go torch's own way."""
     torch = loaded("torch")
+    if tensor.is_nested:
+        return NotImplemented
     if not tensor.is_leaf:
         node = _spent_node(tensor)
         if node is None:
@@ -57,6 +60,10 @@ def reduce_storage(pickler: SnapshotPickler, storage: Any) -> Any:
         return RebuildTensors.storage_over_array, (root, offset, storage.nbytes())
     device, nbytes = str(storage.device), int(storage.nbytes())
     if storage.device.type == "cpu":
+        if nbytes and not storage.resizable():
+            found = owner_at(context, storage)
+            if found is not None:
+                return RebuildTensors.storage_over_array, (*found, nbytes)
         context.storage_ranges[storage._cdata] = (storage.data_ptr(), nbytes, storage)
     elif storage.device.type != "cuda":
         pickler.refuse(storage, f"its memory is on device {device}, which cannot be read here")
@@ -125,6 +132,8 @@ def _spent_node(tensor: Any) -> Any:
         node = stack.pop()
         if node is None or node in seen:
             continue
+        if getattr(type(node), "_is_spent", False):
+            return node  # it came out of a snapshot as what it is here
         seen.add(node)
         for name in dir(node):
             if name.startswith("_saved_") or name == "saved_tensors":
@@ -204,6 +213,7 @@ class RebuildTensors:
         spent: Any = type("Spent", (torch.autograd.Function,), members)
         # A printed tensor shows this name; it should read as it did before.
         spent._backward_cls.__name__ = name
+        spent._backward_cls._is_spent = True
         with torch.enable_grad():
             return spent.apply(torch.zeros((), requires_grad=True, device="cpu"), value)
 
@@ -217,7 +227,12 @@ class RebuildTensors:
     def fill_optimizer(self, optimizer: Any, state: tuple[Any, dict[str, Any]]) -> None:
         """Give an optimizer its parameter groups, state, hooks and scheduler wrapper."""
         own, rest = state
+        defaults = own.get("defaults") if isinstance(own, dict) else None
+        before = dict(defaults) if defaults is not None else {}
         optimizer.__setstate__(own)
+        if defaults is not None:  # where torch fills in what older versions did not know
+            defaults.clear()
+            defaults.update(before)
         vars(optimizer).update(rest)
 
 

@@ -24,6 +24,9 @@ _HELPERS = (
 )
 """Child processes that libraries keep for themselves and start again when they need them."""
 
+OWN_CHILDREN: set[int] = set()
+"""Pids of processes that write a snapshot for this one; they end by themselves."""
+
 _CALLBACK_LISTS = ("ast_transformers", "input_transformers_cleanup", "input_transformers_post")
 
 
@@ -56,7 +59,9 @@ def _children() -> Iterator[str]:
         except OSError:
             continue  # it has ended in the meantime
         state, parent = status[0], int(status[1])
-        if parent == own and state != "Z" and not any(helper in command for helper in _HELPERS):
+        if parent != own or state == "Z" or int(folder.name) in OWN_CHILDREN:
+            continue
+        if not any(helper in command for helper in _HELPERS):
             label = command.strip()[:80] or "no command line"
             yield f"child process {folder.name} ({label}) is running"
 

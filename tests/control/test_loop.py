@@ -24,7 +24,12 @@ from jupyter_gpu_predict.core.model import (
     RiskLevel,
 )
 from jupyter_gpu_predict.devices.simulated import SimulatedGpus
-from jupyter_gpu_predict.errors import ConflictError, LinkTimeoutError, RefusedError
+from jupyter_gpu_predict.errors import (
+    ConflictError,
+    LinkTimeoutError,
+    RefusedError,
+    StorageFullError,
+)
 from jupyter_gpu_predict.store.trace_store import Store
 
 GPU = "SIM-GPU-0"
@@ -317,6 +322,50 @@ def test_moves_go_where_the_plan_says_and_failed_ones_pause_twice_as_long(play: 
         assert await turn(10) == 3
 
     play(story, gpus=2)
+
+
+def test_idle_kernels_are_saved_and_a_save_that_fails_is_tried_again_later(play: Any) -> None:
+    async def story(stage: Stage) -> None:
+        class Saves:
+            def __init__(self) -> None:
+                self.tried: list[tuple[str, str]] = []
+                self.fails = True
+
+            async def take_snapshot(
+                self, kernel_id: str, _: Any, __: str, *, cause: str, progress: Any
+            ) -> dict[str, Any]:
+                self.tried.append((kernel_id, cause))
+                if self.fails:
+                    raise StorageFullError("no room")
+                record.saved(stage.now)
+                return {}
+
+        saves = Saves()
+        stage.loop.saves = saves
+        port = await stage.kernel("changed")
+        record = port.record
+        assert record is not None
+        record.changed_s = stage.now
+
+        async def turn(seconds: float) -> int:
+            stage.now += seconds
+            await stage.turn()
+            for operation in list(stage.loop.operations._tasks):
+                await stage.loop.operations.wait(operation)
+            return len(saves.tried)
+
+        assert await turn(599) == 0
+        assert await turn(1) == 1
+        assert saves.tried[0] == ("changed", "idle")
+        assert await turn(9) == 1
+        assert await turn(1) == 2
+        assert await turn(19) == 2
+        saves.fails = False
+        assert await turn(1) == 3
+        assert (record.changed_s, record.last_snapshot_s) == (None, stage.now)
+        assert await turn(10_000) == 3
+
+    play(story)
 
 
 def test_prebinds_are_hits_only_when_a_cell_uses_them(play: Any) -> None:

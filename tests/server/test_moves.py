@@ -383,7 +383,7 @@ def test_an_altered_snapshot_is_refused_by_name(
         manifest.write_text(manifest.read_text().replace('"altered"', '"changed"'))
         restored = await server.do(notebook, "restore", {"snapshot": "changed"})
         assert restored["state"] == "failed"
-        assert restored["code"] == "snapshot_refused"
+        assert restored["code"] == "snapshot_signature"
         await server.end(notebook)
 
     run(story())

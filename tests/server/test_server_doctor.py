@@ -217,3 +217,14 @@ def test_damaged_files(ask: Ask, home: Path) -> None:
         assert str(data) in checks[name].detail
     assert (data / "state.db").read_bytes() == b"no database at all" * 100
     assert "5 bytes instead of 32" in checks["snapshot key"].detail
+
+
+def test_a_store_that_is_no_folder_is_asked(ask: Ask, home: Path) -> None:
+    configure(home, GpuPredict={"snapshot_store": "memory://doctor"})
+    check = ask()["snapshot store"]
+    assert (check.ok, "0 snapshots" in check.detail) == (True, True)
+    configure(home, GpuPredict={"snapshot_store": "nowhere://bucket"})
+    check = ask()["snapshot store"]
+    assert check.ok is False
+    assert "nowhere" in check.detail
+    assert "snapshot_store" in check.remedy

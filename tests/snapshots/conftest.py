@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_gpu_predict.snapshots import SnapshotFolder, capture, restore
+from jupyter_gpu_predict.snapshots import capture, open_store, restore
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = bytes(range(32))
@@ -17,7 +17,7 @@ KEY = bytes(range(32))
 
 @pytest.fixture
 def folder(tmp_path):
-    return SnapshotFolder(tmp_path / "snapshots")
+    return open_store(tmp_path / "snapshots")
 
 
 @pytest.fixture
@@ -35,6 +35,7 @@ def save(folder):
             now_s=1.7e9,
             kernel_id="k",
             extra=extra,
+            digests=True,
             hidden=hidden,
         )
         return namespace, report

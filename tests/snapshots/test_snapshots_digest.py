@@ -125,7 +125,7 @@ def test_arrays_count_by_value_and_not_by_layout():
 
 def test_padding_does_not_count():
     dtype = np.dtype([("a", "u1"), ("b", "f8")], align=True)
-    arrays = [np.frombuffer(bytes([fill]) * 32, dtype).copy() for fill in (0, 255)]
+    arrays = [np.frombuffer(bytearray([fill]) * 32, dtype) for fill in (0, 255)]
     for array in arrays:
         array["a"], array["b"] = 1, 2.0
     assert arrays[0].tobytes() != arrays[1].tobytes()

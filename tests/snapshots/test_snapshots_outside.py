@@ -45,7 +45,7 @@ get_ipython().register_magics(Own)
 _SAVE = """
 import json as _json
 from jupyter_gpu_predict.snapshots import *
-_ip = get_ipython(); _folder = SnapshotFolder(WORK + "/snaps"); _key = b"k" * 32
+_ip = get_ipython(); _folder = open_store(WORK + "/snaps"); _key = b"k" * 32
 _state, _refusals = capture_outside(_ip)
 _names = [n for n in _ip.user_ns if n.startswith("_") and n not in _ip.user_ns_hidden]
 _report = capture(_ip.user_ns, _folder, _key, name="s", now_s=1.7e9, kernel_id="k", extra=_state,
@@ -60,7 +60,7 @@ _LOAD = """
 import json as _json
 from jupyter_gpu_predict.snapshots import *
 _ip = get_ipython()
-_restored = restore(SnapshotFolder(WORK + "/snaps"), SNAP, b"k" * 32, _ip.user_ns)
+_restored = restore(open_store(WORK + "/snaps"), SNAP, b"k" * 32, _ip.user_ns)
 _faults = apply_outside(_ip, _restored.extra)
 _later = [random.random(), np.random.rand(), torch.rand(1).item()]
 _other = [(v.name, v.status, v.reason) for v in _restored.variables if v.status != "restored"]

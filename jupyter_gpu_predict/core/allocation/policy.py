@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..model import ClusterView, Plan
 from .claims import grant_claims, in_order
+from .idle_saves import save_idle
 from .ledger import Ledger
 from .prebind import prebind
 from .pressure import expire_reservations, relieve_overcommit
@@ -24,6 +25,7 @@ def decide(view: ClusterView) -> Plan:
       takes nothing the earlier could use. No claim waits beside memory it may have.
     - What is left over is used ahead of need where forecasts make that worth its cost.
     - Where kernels crowd a GPU and another has fallen free, an idle one goes there.
+    - Kernels that have changed and lie idle are saved.
     """
     ledger = Ledger(view)
     ordered = in_order(ledger, view.claims)
@@ -35,4 +37,5 @@ def decide(view: ClusterView) -> Plan:
     prebind(ledger)
     spread_out(ledger)
     snapshot_at_warning(ledger)
+    save_idle(ledger)
     return Plan(view.now_s, tuple(ledger.actions))

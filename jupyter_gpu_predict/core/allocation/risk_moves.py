@@ -110,7 +110,7 @@ def _preference(ledger: Ledger, gpu: GpuView, entry: Entry) -> tuple[int, bool, 
 
 def _snapshot(ledger: Ledger, entry: Entry, why: str) -> None:
     kernel = entry.kernel
-    if not kernel.has_agent or entry.moving:
+    if not kernel.has_agent or entry.moving or not kernel.savable:
         return
     last_s, interval_s = kernel.last_snapshot_s, ledger.settings.snapshot_interval_s
     if last_s is not None and ledger.now_s - last_s < interval_s:

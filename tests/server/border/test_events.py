@@ -107,6 +107,26 @@ def test_subscribers_hear_of_cells_grants_reclaims_and_pins_in_order(
     run(look())
 
 
+def test_subscribers_hear_of_each_operation_from_its_start_to_its_end(
+    server: TestServer, run: Run[Any], notebook: Notebook
+) -> None:
+    async def look() -> None:
+        async with subscribed(server) as events:
+            ended = await server.do(notebook, "snapshot", {"name": "told"})
+
+            async def told() -> list[dict[str, Any]]:
+                own = [e for e in events if e.get("operation_id") == ended["id"]]
+                return own if own and own[-1]["state"] == "done" else []
+
+            first, *_, last = await until(told)
+            assert (first["kind"], first["operation"]) == ("operation", "snapshot")
+            assert (first["state"], first["progress"]) == ("running", 0.0)
+            assert (last["progress"], last["kernel_id"]) == (1.0, notebook.kernel_id)
+            assert last["done_bytes"] == last["total_bytes"] == ended["total_bytes"] > 0
+
+    run(look())
+
+
 def test_metrics_show_memory_leases_risk_and_what_happened(
     server: TestServer, run: Run[Any], notebook: Notebook
 ) -> None:

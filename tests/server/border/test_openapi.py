@@ -149,13 +149,16 @@ class Checked:
         return model
 
     async def do(self, kernel: str, kind: str, body: Any = None) -> Any:
-        started = await self("POST", f"/kernels/{{kernel}}/{kind}", body, kernel=kernel)
+        return await self.ended(
+            await self("POST", f"/kernels/{{kernel}}/{kind}", body, kernel=kernel)
+        )
 
-        async def ended() -> Any:
+    async def ended(self, started: Any) -> Any:
+        async def over() -> Any:
             model = await self("GET", "/operations/{operation}", operation=started["id"])
             return model["state"] != "running" and model
 
-        return await until(ended, 120.0)
+        return await until(over, 120.0)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +191,15 @@ def test_a_live_server_answers_as_described(
         await notebook.run("del y")
         assert (await call.do(kernel, "migrate"))["state"] == "done"
         await notebook.run("x.sum()")
+
+        await notebook.run("import time")
+        sleeps = await notebook.start("time.sleep(600)")
+        held = await call("POST", "/kernels/{kernel}/snapshot", kernel=kernel)
+        cancelled = await call("POST", "/operations/{operation}/cancel", operation=held["id"])
+        assert cancelled["id"] == held["id"]
+        assert (await call.ended(held))["state"] == "cancelled"
+        await server.post(f"api/kernels/{kernel}/interrupt")
+        await notebook.finish(sleeps)
 
         await call("GET", "/snapshots")
         await call("GET", "/snapshots/{snapshot}", snapshot="as described")

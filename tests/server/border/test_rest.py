@@ -170,7 +170,7 @@ def test_an_altered_snapshot_is_refused_and_nothing_of_it_arrives(
         await notebook.run("kept = 'mine'")
         refused = await server.do(notebook, "restore", {"snapshot": snapshot_id})
         assert (refused["state"], refused["status"]) == ("failed", 422)
-        assert refused["code"] == "snapshot_refused"
+        assert refused["code"] == "snapshot_signature"
         assert (await notebook.run("print(kept)")).text == "mine\n"
         await server.request("DELETE", f"{API}/snapshots/{snapshot_id}")
         await notebook.run("kept = {'a': [1, 2, 3]}")
@@ -188,12 +188,12 @@ def test_a_damaged_snapshot_is_named_and_can_be_deleted(
         (file,) = server.folder.rglob(f"{snapshot_id}.json")
         file.write_text(content)
         status, model = await server.request("GET", f"{API}/snapshots/{snapshot_id}")
-        assert (status, model["reason"]) == (500, "snapshot")
+        assert (status, model["reason"]) == (422, "snapshot_damaged")
         assert snapshot_id in model["message"]
         assert snapshot_id not in {s["id"] for s in await server.get(f"{API}/snapshots")}
         refused = await server.do(notebook, "restore", {"snapshot": snapshot_id})
         assert (refused["state"], refused["status"] >= 400) == ("failed", True)
-        assert refused["code"] in {"snapshot", "snapshot_refused"}
+        assert refused["code"] in {"snapshot_damaged", "snapshot_signature"}
         assert (await notebook.run("print(kept)")).text == "{'a': [1, 2, 3]}\n"
         status, _ = await server.request("DELETE", f"{API}/snapshots/{snapshot_id}")
         assert status == 204

@@ -1,0 +1,88 @@
+"""The states of the random generators that a cell may use without naming them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_MT19937_WORDS = 624
+"""A Mersenne twister that was just seeded is at the end of its block."""
+
+
+def generator_states() -> dict[str, Any]:
+    """Return the state of each global generator of a loaded library, as plain data."""
+    found: dict[str, Any] = {}
+    random = sys.modules.get("random")
+    if random is not None:
+        found["random"] = random.getstate()
+    numpy = sys.modules.get("numpy.random.mtrand")
+    if numpy is not None:
+        state = numpy._rand.get_state(legacy=True)
+        if state[0] == "MT19937":
+            found["numpy"] = (state[0], state[1].tobytes(), *state[2:])
+    torch = sys.modules.get("torch")
+    # While torch is being imported it is there only in part.
+    if torch is not None and hasattr(torch, "default_generator"):
+        found["torch"] = torch.default_generator.get_state().numpy().tobytes()
+        if torch.cuda.is_initialized():
+            found["torch.cuda"] = tuple(
+                g.get_state().numpy().tobytes() for g in torch.cuda.default_generators
+            )
+    return found
+
+
+def unused_since_import(name: str, state: Any) -> bool:
+    """Whether a generator whose library was loaded only now gave no random numbers yet.
+
+    One that was seeded since counts as unused too: what it gives is known.
+    """
+    if name == "random":
+        return bool(state[1][-1] == _MT19937_WORDS)
+    if name == "numpy":
+        return bool(state[2] == _MT19937_WORDS and not state[3])
+    if name == "torch":
+        import torch
+
+        return bool(state == torch.Generator().get_state().numpy().tobytes())
+    return False
+
+
+def set_generator_states(states: Mapping[str, Any]) -> None:
+    """Set what `generator_states` returned; the libraries must be loaded."""
+    for name, state in states.items():
+        if name == "random":
+            import random
+
+            random.setstate(state)
+        elif name == "numpy":
+            import numpy as np
+
+            key = np.frombuffer(state[1], dtype=np.uint32)
+            np.random.set_state((state[0], key, *state[2:]))
+        elif name == "torch":
+            import torch
+
+            torch.default_generator.set_state(_tensor(state))
+        elif name == "torch.cuda":
+            import torch
+
+            for generator, value in zip(torch.cuda.default_generators, state, strict=True):
+                generator.set_state(_tensor(value))
+
+
+@contextlib.contextmanager
+def generators_as_they_are() -> Iterator[None]:
+    """Let the code inside use the generators, and nobody notice."""
+    states = generator_states()
+    try:
+        yield
+    finally:
+        set_generator_states(states)
+
+
+def _tensor(data: bytes) -> Any:
+    import torch
+
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)

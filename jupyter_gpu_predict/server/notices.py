@@ -1,0 +1,110 @@
+"""What kernels say of themselves, and what is done about it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ..control.records import KernelRecord
+from ..core.migration.cost import Transfer
+from ..core.model import CellRun, Claim, Outcome
+from ..errors import GpuPredictError
+from ..kernel import messages as m
+from .inputs import size_bytes
+
+if TYPE_CHECKING:
+    from .fleet import Fleet
+    from .snapshots import Snapshots
+
+log = logging.getLogger(__name__)
+
+_NOTICES = {cls.msg_type: cls for cls in m.NOTICES}
+
+
+class Notices:
+    """Takes the notices of all kernels."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.loop = fleet.loop
+        self.snapshots: Snapshots | None = None
+
+    def take(self, kernel_id: str, msg_type: str, content: dict[str, Any]) -> None:
+        """Take a notice as it came over the wire."""
+        record = self.loop.kernels.get(kernel_id)
+        if record is None:
+            return
+        cls = _NOTICES.get(msg_type)
+        if cls is None:
+            log.debug("Kernel %s sent an unknown notice %s", kernel_id, msg_type)
+            return
+        try:
+            self.heard(record, m.decode(cls, content))
+        except (GpuPredictError, ValueError, TypeError) as error:
+            log.warning("Kernel %s sent a malformed %s: %s", kernel_id, msg_type, error)
+
+    def heard(self, record: KernelRecord, notice: m.Message) -> None:
+        """Act on a kernel's notice."""
+        loop = self.loop
+        match notice:
+            case m.StateMessage():
+                self._state(record, notice)
+            case m.DemandMessage():
+                record.used_bytes = notice.used_bytes
+                record.suspended_bytes = notice.suspended_bytes
+                if notice.keep_reason:
+                    record.keep(notice.keep_reason, loop.clock())
+                loop.wake()
+            case m.CellRunMessage():
+                fields = {k: v for k, v in notice.content().items() if k != "version"}
+                fields["outcome"] = Outcome(fields["outcome"])
+                loop.cell_ran(
+                    record,
+                    CellRun(kernel_id=record.kernel_id, notebook=record.notebook, **fields),
+                )
+            case m.ClaimMessage():
+                self._claim(record, notice)
+            case m.ClaimEndMessage():
+                loop.claim_ended(notice.claim_id, notice.reason)
+            case m.ProgressMessage():
+                if self.snapshots is not None:
+                    self.snapshots.heard(record, notice)
+            case m.CallMessage():
+                self.fleet.calls.start(record.kernel_id, notice)
+
+    def _claim(self, record: KernelRecord, notice: m.ClaimMessage) -> None:
+        self.loop.claim(
+            Claim(
+                claim_id=notice.claim_id,
+                kernel_id=record.kernel_id,
+                bytes=size_bytes(notice.bytes),
+                made_s=float(notice.made_s),
+                deadline_s=float(notice.deadline_s),
+                priority=max(notice.priority, record.priority),
+                affinity=notice.affinity,
+                critical=notice.critical,
+                origin="cell",
+            )
+        )
+
+    def _state(self, record: KernelRecord, notice: m.StateMessage) -> None:
+        loop = self.loop
+        if notice.event == "busy":
+            loop.cell_started(record, notice.running_digest)
+            return
+        record.used_bytes = notice.used_bytes
+        record.suspended_bytes = notice.suspended_bytes
+        if notice.event == "described" and notice.running_digest and not record.busy:
+            record.running_since_s = loop.clock()
+            record.running_digest = notice.running_digest
+        if notice.event == "restored":
+            loop.learned(Transfer.RESTORE, notice.bytes, notice.seconds)
+            lease = loop.leases.get(record.kernel_id)
+            loop.event(
+                "restored",
+                kernel_id=record.kernel_id,
+                notebook=record.notebook,
+                gpu_uuid=lease.gpu_uuid if lease else None,
+                bytes=notice.bytes,
+                seconds=notice.seconds,
+            )

@@ -1,0 +1,1 @@
+"""Look into a snapshot, verify it and export it."""

@@ -1,0 +1,221 @@
+"""The bytes of a snapshot on their way back: every chunk is checked before anything is opened."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SnapshotCancelledError, SnapshotDamagedError, SnapshotError
+from .buffers import allocate
+from .chunks import CHUNK_BYTES, chunk_matches, chunk_name
+from .transfer import (
+    REPORT_S,
+    WORKERS,
+    Names,
+    Progress,
+    read_chunk,
+    read_into,
+    unpatch,
+)
+
+if TYPE_CHECKING:
+    from .stores import SnapshotStore
+
+KEPT_STREAM_BYTES = 32 << 20
+"""A stream up to this size is kept in memory; a longer one is read twice and checked twice."""
+
+
+class BlobReader:
+    """Reads the blobs that some groups of a snapshot need.
+
+    Parameters
+    ----------
+    groups
+        Numbers of the groups that will be loaded.
+
+    Raises
+    ------
+    SnapshotIncompleteError
+        If the store lacks a chunk.
+    SnapshotDamagedError
+        If a chunk's bytes are not those that were written.
+    SnapshotCancelledError
+        If it was cancelled.
+    """
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        manifest: Mapping[str, Any],
+        groups: Collection[int],
+        *,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        self.owners: dict[int, Any] = {}
+        self.total_bytes = 0
+        self.done_bytes = 0
+        self._store = store
+        self._blobs: list[Names] = manifest["blobs"]
+        self._patched: Mapping[str, Any] = manifest["patched"]
+        self._memory: dict[int, memoryview] = {}
+        self._zeros = chunk_name(bytes(CHUNK_BYTES))
+        self._lock = threading.Lock()
+        self._stop = False
+        self._progress = progress
+        self._cancelled = cancelled
+        self._read(manifest, groups)
+
+    def stream(self, group: Mapping[str, Any]) -> io.BufferedReader:
+        """Return a group's stream as a file."""
+        memory = self._memory.get(group["blob"])
+        if memory is not None:
+            part = memory[group["offset"] : group["offset"] + group["nbytes"]]
+            return io.BufferedReader(_Memory(part), 1 << 20)
+        chunks = _Chunks(self._store, self._blobs[group["blob"]])
+        return io.BufferedReader(chunks, CHUNK_BYTES)
+
+    def _read(self, manifest: Mapping[str, Any], groups: Collection[int]) -> None:
+        chosen = [manifest["groups"][number] for number in groups]
+        wanted = {index for group in chosen for index in group["buffers"]}
+        spread: list[tuple[memoryview, Mapping[str, Any]]] = []
+        kept: set[int] = set()
+        for buffer in manifest["buffers"]:
+            if buffer["index"] not in wanted:
+                continue
+            try:
+                owner, target = allocate(buffer)
+            except SnapshotError:
+                # Without the library the streams that need it fail by themselves and say so.
+                continue
+            self.owners[buffer["index"]] = owner
+            if len(target) == self._length(buffer["blob"]) and buffer["offset"] == 0:
+                self._memory.setdefault(buffer["blob"], target)
+                if self._memory[buffer["blob"]] is target:
+                    kept.add(buffer["blob"])
+                    continue
+            spread.append((target, buffer))
+        passing = set()
+        for number in {e["blob"] for e in chosen} | {b["blob"] for _, b in spread}:
+            if number in self._memory:
+                continue
+            length = self._length(number)
+            entry = {g["blob"] for g in chosen if g["nbytes"] == length}
+            if length > KEPT_STREAM_BYTES and number in entry and str(number) not in self._patched:
+                passing.add(number)
+            else:
+                self._memory[number] = memoryview(bytearray(length))
+        self._fetch(passing)
+        for target, buffer in spread:
+            start = buffer["offset"]
+            target[:] = self._memory[buffer["blob"]][start : start + buffer["nbytes"]]
+
+    def _length(self, number: int) -> int:
+        patched = self._patched.get(str(number))
+        if patched is not None:
+            return sum(length for length, _ in patched["blocks"])
+        return sum(length for _, length in self._blobs[number])
+
+    def _fetch(self, passing: Collection[int]) -> None:
+        """Read every chunk, two at a time, and put patched streams together."""
+        plain = [n for n in self._memory if str(n) not in self._patched]
+        self.total_bytes = sum(map(self._length, (*self._memory, *passing)))
+        with ThreadPoolExecutor(WORKERS, "jupyter-gpu-predict-chunks") as pool:
+            futures: list[Future[None]] = []
+            for number in plain:
+                start = 0
+                for name, length in self._blobs[number]:
+                    into = self._memory[number][start : start + length]
+                    futures.append(pool.submit(self._chunk, name, into, length))
+                    start += length
+                if start != len(self._memory[number]):
+                    raise SnapshotDamagedError(f"a blob of the snapshot has {start} bytes only")
+            for number in passing:
+                for name, length in self._blobs[number]:
+                    futures.append(pool.submit(self._chunk, name, None, length))
+            self._await(futures)
+        for number in self._memory:
+            entry = self._patched.get(str(number))
+            if entry is not None:
+                old, patch = (self._whole(entry[part]) for part in ("base", "patch"))
+                self._memory[number] = memoryview(unpatch(old, entry["blocks"], patch))
+
+    def _await(self, futures: list[Future[None]]) -> None:
+        told_at = time.monotonic()
+        try:
+            for future in as_completed(futures):
+                future.result()
+                if self._cancelled is not None and self._cancelled():
+                    raise SnapshotCancelledError(
+                        "the restore was cancelled; the namespace is as it was"
+                    )
+                now = time.monotonic()
+                if self._progress is not None and now - told_at >= REPORT_S:
+                    told_at = now
+                    self._progress(self.done_bytes, self.total_bytes)
+        except BaseException:
+            self._stop = True
+            for future in futures:
+                future.cancel()
+            raise
+        if self._progress is not None:
+            self._progress(self.total_bytes, self.total_bytes)
+
+    def _whole(self, number: int) -> memoryview:
+        names = self._blobs[number]
+        parts = [read_chunk(self._store, name, length) for name, length in names]
+        return memoryview(b"".join(parts))
+
+    def _chunk(self, name: str, into: memoryview | None, length: int) -> None:
+        if self._stop:
+            return
+        if into is None:
+            read_chunk(self._store, name, length)
+        elif name != self._zeros or not chunk_matches(name, into):
+            # Memory that is zero already is not written: a sparse array stays sparse.
+            read_into(self._store, name, into)
+        with self._lock:
+            self.done_bytes += length
+
+
+class _Memory(io.RawIOBase):
+    """Memory as a file that can be read once."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        count = min(len(into), len(self._data))
+        into[:count] = self._data[:count]
+        self._data = self._data[count:]
+        return count
+
+
+class _Chunks(io.RawIOBase):
+    """A blob as a file; each chunk is read and checked once more when it is its turn."""
+
+    def __init__(self, store: SnapshotStore, names: Names) -> None:
+        self._store = store
+        self._names = iter(names)
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        while not self._rest:
+            entry = next(self._names, None)
+            if entry is None:
+                return 0
+            self._rest = memoryview(read_chunk(self._store, *entry))
+        count = min(len(into), len(self._rest))
+        into[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count

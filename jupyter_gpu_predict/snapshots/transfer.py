@@ -1,0 +1,296 @@
+"""Chunks on their way to the store and back, two at a time."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SnapshotCancelledError, SnapshotDamagedError, SnapshotError
+from .chunks import CHUNK_BYTES, Buffer, Cutter, chunk_matches, chunk_name, optional
+from .patches import Blocks, apply_patch, make_patch
+from .streams import HANDED_ON_BYTES, PAYLOAD_BYTES
+
+if TYPE_CHECKING:
+    from .stores import SnapshotStore
+    from .stores.store import Writer
+
+WORKERS = 2
+"""Hashing and writing keep a core each; more only contend for memory (measured on 2 cores)."""
+
+REPORT_S = 0.1
+PATCH_FROM_BYTES = 64 << 10
+"""New bytes of a stream from which on a patch against its former self is tried."""
+
+Names = list[tuple[str, int]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class ChunkCache:
+    """What one session knows of the chunks it wrote last.
+
+    `fingerprints` lead from a seeded xxh3 of memory to the name of its chunk: where nothing has
+    changed, a pass of that hash (17 GB/s here, BLAKE3 2.8) is all that a save costs. The seed is
+    secret to the process, so nobody can prepare memory that collides.
+    """
+
+    seed: int = field(default_factory=lambda: int.from_bytes(os.urandom(8), "little"))
+    fingerprints: dict[bytes, str] = field(default_factory=dict)
+    bases: dict[str, Names] = field(default_factory=dict)
+
+
+_caches: dict[str, ChunkCache] = {}
+
+
+def cache_of(store: SnapshotStore) -> ChunkCache:
+    """Return the cache of a store for this process."""
+    return _caches.setdefault(store.url, ChunkCache())
+
+
+class ChunkWriter:
+    """Hashes and writes the chunks of one snapshot.
+
+    Parameters
+    ----------
+    staged
+        Copy each chunk before it is hashed, so that what is written is what was hashed even if
+        some thread changes the memory meanwhile. A forked child has its memory to itself.
+    """
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        writer: Writer,
+        *,
+        staged: bool = True,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        self.total_bytes = 0
+        self.done_bytes = 0
+        self.patched: dict[str, Any] = {}
+        self._store = store
+        self._writer = writer
+        self._cache = cache_of(store)
+        self._seen = ChunkCache(self._cache.seed)
+        self._pool = ThreadPoolExecutor(WORKERS, "jupyter-gpu-predict-chunks")
+        self._lock = threading.Lock()
+        self._stop = False
+        self._stages: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        if staged:
+            for _ in range(WORKERS):
+                self._stages.put(bytearray(CHUNK_BYTES))
+        self._staged = staged
+        self._progress = progress
+        self._cancelled = cancelled
+        self._told_at = 0.0
+
+    def close(self, *, done: bool) -> None:
+        """End the workers; if all went well the cache is what this snapshot holds."""
+        self._stop = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if done:
+            self._cache.fingerprints = self._seen.fingerprints
+            self._cache.bases = self._seen.bases
+
+    def memory(self, data: memoryview) -> list[Future[tuple[str, int]]]:
+        """Begin to write memory that is cut at fixed places."""
+        cuts = range(0, len(data), CHUNK_BYTES)
+        return [self._pool.submit(self._chunk, data[s : s + CHUNK_BYTES]) for s in cuts]
+
+    def wait(self, futures: Iterable[Future[tuple[str, int]]]) -> Names:
+        """Return the chunks' names when all of them are in the store's pack.
+
+        Raises
+        ------
+        SnapshotCancelledError
+            If the save was cancelled meanwhile.
+        """
+        names = []
+        for future in futures:
+            names.append(future.result())
+            self.tell()
+        return names
+
+    def stream(self, key: str, parts: Iterable[Buffer]) -> Names:
+        """Write a stream that is cut by its contents, as a patch of its former self if that pays.
+
+        `key` says what stream it is, from one snapshot to the next.
+        """
+        pieces: list[Buffer] = []
+        cutter = Cutter(pieces.append)
+        for part in parts:
+            if len(part) >= PAYLOAD_BYTES:
+                cutter.close()
+                view = memoryview(part).cast("B")
+                pieces.extend(view[s : s + CHUNK_BYTES] for s in range(0, len(view), CHUNK_BYTES))
+            else:
+                cutter.feed(part)
+        cutter.close()
+        names = [(chunk_name(piece), len(piece)) for piece in pieces]
+        new = [i for i, (name, _) in enumerate(names) if not self._writer.has(name)]
+        new_bytes = sum(names[i][1] for i in new)
+        base = self._cache.bases.get(key)
+        if new_bytes >= PATCH_FROM_BYTES and base:
+            patched = self._patch(base, pieces, new_bytes)
+            if patched is not None:
+                self._seen.bases[key] = base
+                self.patched[key] = patched
+                self._count(sum(length for _, length in names))
+                return []
+        for i in new:
+            self._add(names[i][0], memoryview(pieces[i]))
+        self._count(sum(length for _, length in names))
+        self._seen.bases[key] = names
+        return names
+
+    def _patch(self, base: Names, pieces: list[Buffer], new_bytes: int) -> dict[str, Any] | None:
+        if sum(length for _, length in base) > HANDED_ON_BYTES:
+            return None
+        try:
+            old = b"".join(read_chunk(self._store, name, length) for name, length in base)
+        except SnapshotError:
+            return None  # it was deleted since; the whole stream is written again
+        blocks, patch = make_patch(old, b"".join(pieces))
+        if len(patch) > new_bytes // 2:
+            return None
+        names = []
+        for start in range(0, len(patch), CHUNK_BYTES):
+            piece = memoryview(patch)[start : start + CHUNK_BYTES]
+            names.append((chunk_name(piece), len(piece)))
+            self._add(names[-1][0], piece)
+        return {"base": base, "patch": names, "blocks": blocks}
+
+    def tell(self, *, at_once: bool = False) -> None:
+        """Report progress now and then, and stop if that is wanted.
+
+        Raises
+        ------
+        SnapshotCancelledError
+            If the save was cancelled.
+        """
+        if self._cancelled is not None and self._cancelled():
+            self._stop = True
+            raise SnapshotCancelledError("the save was cancelled; earlier snapshots are whole")
+        now = time.monotonic()
+        if self._progress is not None and (at_once or now - self._told_at >= REPORT_S):
+            self._told_at = now
+            self._progress(min(self.done_bytes, self.total_bytes), self.total_bytes)
+
+    def _chunk(self, data: memoryview) -> tuple[str, int]:
+        if self._stop:
+            raise SnapshotCancelledError("the save was cancelled; earlier snapshots are whole")
+        mark = self._fingerprint(data)
+        name = None
+        if mark:
+            name = self._cache.fingerprints.get(mark) or self._seen.fingerprints.get(mark)
+        if name is None or not self._writer.has(name):
+            name, mark = self._write(data)
+        if mark:
+            self._seen.fingerprints[mark] = name
+        self._count(len(data))
+        return name, len(data)
+
+    def _fingerprint(self, data: memoryview) -> bytes | None:
+        digest = optional("xxhash", "xxh3_128_digest")
+        if digest is None:
+            return None
+        mark: bytes = digest(data, self._cache.seed)
+        return mark
+
+    def _write(self, data: memoryview) -> tuple[str, bytes | None]:
+        if not self._staged:
+            name = chunk_name(data)
+            self._add(name, data)
+            return name, self._fingerprint(data)
+        stage = self._stages.get()
+        try:
+            copy = memoryview(stage)[: len(data)]
+            copy[:] = data
+            name = chunk_name(copy)
+            self._add(name, copy)
+            return name, self._fingerprint(copy)
+        finally:
+            self._stages.put(stage)
+
+    def _add(self, name: str, data: memoryview) -> None:
+        with self._lock:
+            self._writer.add(name, data)
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self.done_bytes += nbytes
+
+
+class StreamBlob:
+    """A stream too long to be kept, cut and written as it comes."""
+
+    def __init__(self, chunks: ChunkWriter) -> None:
+        self._chunks = chunks
+        self._names: Names = []
+        self._cutter = Cutter(self._piece)
+
+    def feed(self, data: Buffer) -> None:
+        """Take the next bytes."""
+        if len(data) < PAYLOAD_BYTES:
+            self._cutter.feed(data)
+            return
+        self._cutter.close()
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), CHUNK_BYTES):
+            self._piece(view[start : start + CHUNK_BYTES])
+
+    def close(self) -> Names:
+        """Return names and lengths of its chunks."""
+        self._cutter.close()
+        return self._names
+
+    def _piece(self, data: Buffer) -> None:
+        name = chunk_name(data)
+        self._chunks._add(name, memoryview(data))
+        self._names.append((name, len(data)))
+
+
+def read_chunk(store: SnapshotStore, name: str, nbytes: int) -> bytearray:
+    """Return a chunk whose hash was found right.
+
+    Raises
+    ------
+    SnapshotIncompleteError
+        If the store does not have it.
+    SnapshotDamagedError
+        If its bytes are not those that were written.
+    """
+    data = bytearray(nbytes)
+    read_into(store, name, memoryview(data))
+    return data
+
+
+def read_into(store: SnapshotStore, name: str, into: memoryview) -> None:
+    """Read a chunk into memory and check its hash; raises as `read_chunk` does."""
+    store.read_chunk(name, into)
+    if not chunk_matches(name, into):
+        raise SnapshotDamagedError(
+            f"chunk {name[:16]} in {store.shown} is damaged or altered; nothing of the "
+            "snapshot was opened"
+        )
+
+
+def unpatch(old: memoryview, blocks: Blocks, patch: memoryview) -> bytes:
+    """Return the stream that a patch makes of its former self.
+
+    Raises
+    ------
+    SnapshotDamagedError
+        If they do not fit.
+    """
+    try:
+        return apply_patch(bytes(old), blocks, patch)
+    except ValueError as error:
+        raise SnapshotDamagedError(f"a stream cannot be put together: {error}") from error
