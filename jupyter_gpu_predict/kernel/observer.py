@@ -156,7 +156,8 @@ class Watch:
         What an installed library does while it is imported is not: it is loaded already when the
         cell runs again. Neither is what the kernel itself does around a cell.
         """
-        frame: types.FrameType | None = sys._getframe(2)
+        # The hook itself is one of our own files.
+        frame: types.FrameType | None = sys._getframe(2).f_back
         library = True
         machinery = False
         while frame is not None:

@@ -170,6 +170,7 @@ class Saves:
                     break
             report = background.result()
         except Exception as error:
+            background.cancel()
             ended: tuple[Any, BaseException | None] = None, error
         else:
             model = {**saved_model(report, not_carried), "pause_s": self.pause_s}

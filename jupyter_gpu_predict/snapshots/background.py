@@ -145,7 +145,7 @@ class BackgroundCapture:
         """
         while not self.poll().finished:
             if self.pid is not None:
-                select.select([self._pipe], [], [], 1.0)
+                _readable(self._pipe, 1.0)
         if self._error is not None:
             raise self._error
         assert self._report is not None  # noqa: S101
@@ -160,7 +160,7 @@ class BackgroundCapture:
                     os.kill(self.pid, signal.SIGKILL)
 
     def _receive(self, timeout_s: float) -> None:
-        while self.pid is not None and select.select([self._pipe], [], [], timeout_s)[0]:
+        while self.pid is not None and _readable(self._pipe, timeout_s):
             data = os.read(self._pipe, 1 << 16)
             if not data:
                 self._end()
@@ -207,6 +207,13 @@ class BackgroundCapture:
         self._progress = SaveProgress(done.done_bytes, done.total_bytes, True)
 
 
+def _readable(pipe: int, timeout_s: float) -> bool:
+    # `select.select` knows descriptors below 1,024 only.
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN | select.POLLHUP)
+    return bool(poll.poll(timeout_s * 1000))
+
+
 def _fork() -> int:
     with warnings.catch_warnings():
         # The child calls nothing that could wait for another thread's lock.
@@ -246,7 +253,8 @@ def _write(
         chunks = ChunkWriter(
             store,
             writer,
-            staged=False,
+            # Memory that another process shares with the kernel may change under the child too.
+            staged=True,
             progress=lambda done, total: tell({"done": done, "total": total}),
         )
         done = False

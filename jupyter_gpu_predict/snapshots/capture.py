@@ -16,13 +16,13 @@ from typing import Any
 from .buffers import Source
 from .chunks import Buffer
 from .digest import digest, digests
-from .libraries import versions
+from .libraries import absolute_paths, versions
 from .pickling import Context
 from .report import CaptureReport, VariableReport, type_name
 from .sharing import Group, Key, Plan, make_plan
 from .signing import FORMAT, python_version, sign
 from .stores import SnapshotStore, Writer, validate_name
-from .streams import Stream
+from .streams import HANDED_ON_BYTES, Stream
 from .transfer import ChunkWriter, Names, Progress, StreamBlob
 
 OWN_BLOB_BYTES = 1 << 20
@@ -111,6 +111,8 @@ def capture(
             make_stream = partial(
                 Stream,
                 open_blob=lambda: StreamBlob(chunks),
+                # With nothing to be a patch of, streams need not be kept to be compared.
+                kept_bytes=HANDED_ON_BYTES if chunks.has_bases else OWN_BLOB_BYTES,
                 cancelled=cancelled,
                 bound=longest_stream(),
             )
@@ -164,9 +166,11 @@ def prepare(
 ) -> Prepared:
     """Pickle the variables of `namespace` into streams."""
     started = time.perf_counter()
+    hidden = frozenset(hidden)
     variables = {
         n: v
-        for n, v in namespace.items()
+        # A list at once: a thread may bind a name meanwhile.
+        for n, v in list(namespace.items())
         if isinstance(n, str)
         and n not in hidden
         and n not in MODULE_NAMES
@@ -222,7 +226,7 @@ def write(state: Prepared, key: bytes, writer: Writer, chunks: ChunkWriter) -> C
         "labels": header.labels,
         "python": python_version(),
         "libraries": versions(state.context.kinds),
-        "import_path": [os.path.abspath(p) for p in sys.path if isinstance(p, str)],
+        "import_path": absolute_paths(sys.path),
         "blobs": blobs.names,
         "patched": blobs.patched,
         "groups": groups,
@@ -280,11 +284,11 @@ class _Blobs:
         stream = group.stream
         if stream.blob is not None:
             self.names.append(stream.blob.close())
+            self._chunks.remember("/".join(group.keys[0]), self.names[-1])
             return self._whole(stream.nbytes)
         if stream.nbytes < OWN_BLOB_BYTES:
             return self._with_others(stream.getvalue())
         self._own("/".join(group.keys[0]), stream.parts)
-        stream.parts = []
         return self._whole(stream.nbytes)
 
     def finish(self, entries: list[dict[str, Any]]) -> None:

@@ -181,13 +181,14 @@ def reduce_class(pickler: SnapshotPickler, cls: type) -> Any:
         keywords = {}
         if issubclass(cls, enum.Flag) and hasattr(cls, "_boundary_"):
             keywords["boundary"] = cls._boundary_
-        arguments = (head, body, members, keywords)
+        arguments = (index, head, body, members, keywords)
         return RebuildDefinitions.enum_class, arguments, _enum_state(cls), None, None, fill
     # These two are read while a class is being made.
     for name in ("__slots__", "__orig_bases__", *_CTYPES_LAYOUT):
         if name in vars(cls):
             body[name] = vars(cls)[name]
-    return RebuildDefinitions.make_class, (*head, body), _class_state(cls), None, None, fill
+    made = (index, *head, body)
+    return RebuildDefinitions.make_class, made, _class_state(cls), None, None, fill
 
 
 def class_attributes(cls: type) -> dict[str, Any]:
@@ -273,6 +274,7 @@ class RebuildDefinitions:
     definitions: dict[int, type]
     faults: dict[int, str]
     made: set[type]
+    present: dict[int, type]
 
     def definition(self, index: int) -> type:
         """Return the class that an earlier stream made."""
@@ -307,13 +309,17 @@ class RebuildDefinitions:
         cell.cell_contents = contents[0]
 
     def make_class(
-        self, meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any]
+        self, number: int, meta: type, name: str, bases: tuple[type, ...], body: dict[str, Any]
     ) -> type:
         """Return a class without attributes; hooks of the session's own classes do not run.
+
+        A class that the session still has in the same form takes its place.
 
         What ``__init_subclass__`` and a metaclass of the session did when the class was first
         defined is part of the saved state, and would be done twice.
         """
+        if number in self.present:
+            return self.present[number]
         maker = next(m for m in meta.__mro__ if m not in self.made)
         if maker.__name__ == "_TypedDictMeta":
             maker = type
@@ -347,12 +353,15 @@ class RebuildDefinitions:
 
     def enum_class(
         self,
+        number: int,
         head: tuple[Any, str, tuple[type, ...]],
         body: dict[str, Any],
         members: list[tuple[str, Any, Any]],
         keywords: dict[str, Any],
     ) -> type:
         """Return an enumeration with its members; user-written constructors do not run."""
+        if number in self.present:
+            return self.present[number]
         meta, name, bases = head
         rest = iter(members)
 
@@ -379,6 +388,8 @@ class RebuildDefinitions:
 
     def fill_class(self, cls: Any, state: dict[str, Any]) -> None:
         """Give a class its attributes, registered subclasses and members' attributes."""
+        if cls not in self.made:
+            return
         for name, value in state["attributes"].items():
             _set_on_class(cls, name, value)
         for other in state.get("registered", ()):

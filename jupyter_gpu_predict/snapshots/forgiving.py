@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
+from .pickling import sentence
 from .rebuild import Rebuild
 from .sharing import Key
 
@@ -155,4 +156,4 @@ _Forgiving.dispatch[pickle.LONG_BINGET[0]] = _watched(4)
 
 
 def _sentence(error: Exception) -> str:
-    return f"it could not be loaded here: {type(error).__name__}: {error}"
+    return f"it could not be loaded here: {sentence(error)}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Iterable, Mapping
 
@@ -10,11 +12,30 @@ from collections.abc import Iterable, Mapping
 def versions(kinds: Iterable[type]) -> dict[str, str]:
     """Return the versions of the libraries that define these types, as far as they tell."""
     found = {}
-    for name in sorted({str(kind.__module__).partition(".")[0] for kind in kinds}):
-        version = vars(sys.modules[name]).get("__version__") if name in sys.modules else None
+    for name in sorted(set(filter(None, map(_package, kinds)))):
+        version = getattr(sys.modules.get(name), "__dict__", {}).get("__version__")
         if isinstance(version, str) and name not in sys.stdlib_module_names:
             found[name] = version
     return found
+
+
+def absolute_paths(paths: Iterable[object]) -> list[str]:
+    """Return paths as absolute ones, less what has none: the working directory may be gone."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if isinstance(path, str):
+                found.append(os.path.abspath(path))
+    return found
+
+
+def _package(kind: type) -> str | None:
+    try:
+        # A metaclass of the user's may answer for attributes as it likes.
+        module = type.__getattribute__(kind, "__module__")
+    except Exception:
+        return None
+    return str(module).partition(".")[0]
 
 
 def differences(saved: Mapping[str, str]) -> tuple[str, ...]:

@@ -101,7 +101,8 @@ def apply_outside(shell: Any, state: Mapping[str, Any], *, history: bool = True)
 
     process, own = state.get("process", {}), state.get("shell", {})
     if process:
-        attempt("the working directory", lambda: os.chdir(process["cwd"]))
+        if process["cwd"] is not None:
+            attempt("the working directory", lambda: os.chdir(process["cwd"]))
         attempt("the environment", lambda: _set_environment(process))
         attempt("sys.path", lambda: _set_path(process["sys path"]))
     for name in own.get("extensions", ()):
@@ -133,11 +134,18 @@ def _process(baseline: Mapping[str, str] | None) -> dict[str, Any]:
     changed = {k: v for k, v in now.items() if before.get(k) != v and k not in PROCESS_VARIABLES}
     removed = sorted(k for k in before if k not in now and k not in PROCESS_VARIABLES)
     return {
-        "cwd": os.getcwd(),
+        "cwd": _working_directory(),
         "environment set": changed,
         "environment removed": removed,
         "sys path": [p for p in sys.path if isinstance(p, str)],
     }
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:
+        return None  # it has been removed
 
 
 def _started_with() -> dict[str, str]:

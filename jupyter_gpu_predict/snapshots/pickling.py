@@ -248,7 +248,7 @@ class SnapshotPickler(pickle.Pickler):
 
     def _reduce_with_dill(self, obj: Any, error: Exception) -> Any:
         dill = _find_dill()
-        reason = _sentence(error)
+        reason = sentence(error)
         if dill is None:
             raise CannotSave(obj, reason) from error
         try:
@@ -339,8 +339,12 @@ def _export(
     return False
 
 
-def _sentence(error: BaseException) -> str:
-    text = str(error).strip() or "no message"
+def sentence(error: BaseException) -> str:
+    """Return type and message of an error, also of one whose message cannot be had."""
+    try:
+        text = str(error).strip() or "no message"
+    except Exception:
+        text = "no message"
     return f"{type(error).__name__}: {text[:300]}"
 
 

@@ -54,8 +54,8 @@ class Rebuild(
         self.made: set[type] = set()
 
     def define(self, index: int, cls: type) -> type:
-        """Enter a class of the session; one that the namespace still has takes its place."""
-        return self.definitions.setdefault(index, self.present.get(index, cls))
+        """Enter a class of the session."""
+        return self.definitions.setdefault(index, cls)
 
     def find(self, module: str, name: str, elsewhere: Callable[[str, str], Any]) -> Any:
         """Return a class, function or one of the methods of `Rebuild` by name."""

@@ -78,6 +78,8 @@ class RestoreReport:
 def type_name(value: Any) -> str:
     """Return a value's type as a user would write it, e.g. ``"torch.nn.Linear"``."""
     kind = type(value)
-    module = kind.__module__
+    # A metaclass of the user's may answer for attributes as it likes.
+    module = type.__getattribute__(kind, "__module__")
+    name = str(type.__getattribute__(kind, "__qualname__"))
     plain = module in ("builtins", "__main__") or not isinstance(module, str)
-    return kind.__qualname__ if plain else f"{module}.{kind.__qualname__}"
+    return name if plain else f"{module}.{name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,7 +12,7 @@ from ..errors import BadInputError
 from .capture import entry_key, paused_gc
 from .digest import digest, digests
 from .forgiving import load_forgivingly
-from .libraries import differences
+from .libraries import absolute_paths, differences
 from .reading import BlobReader
 from .rebuild import Rebuild, SnapshotUnpickler
 from .report import RestoredVariable, RestoreReport
@@ -138,7 +137,7 @@ def _groups(manifest: Mapping[str, Any], wanted: frozenset[str]) -> list[int]:
 
 def _present(namespace: Mapping[str, Any], definitions: Mapping[str, str]) -> dict[int, type]:
     """Return the classes of the namespace that are those of the snapshot, by their number."""
-    found = {digest(v): v for v in namespace.values() if isinstance(v, type)}
+    found = {digest(v): v for v in list(namespace.values()) if isinstance(v, type)}
     return {int(number): found[d] for number, d in definitions.items() if d in found}
 
 
@@ -166,6 +165,9 @@ def _load(
         except MemoryError:
             raise
         except Exception:
+            # Its classes are made once more, and the instances are of those.
+            for index in (int(key[1]) for key in keys if key[0] == "class"):
+                rebuild.definitions.pop(index, None)
             values, reasons = load_forgivingly(blobs.stream(group), keys, rebuild, exported)
             faults.update(reasons)
         loaded.update(values)
@@ -217,7 +219,7 @@ def _extra(
 @contextmanager
 def _import_path(saved: list[str]) -> Iterator[None]:
     """Let modules be found where the saved session found them, for as long as it is loaded."""
-    known = {os.path.abspath(p) for p in sys.path if isinstance(p, str)}
+    known = set(absolute_paths(sys.path))
     added = [p for p in saved if p not in known]
     sys.path.extend(added)
     try:

@@ -7,6 +7,7 @@ one stream as soon as the second meets one of them.
 
 from __future__ import annotations
 
+import pickle
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from .identity import (
     memo_objects,
 )
 from .paths import find_path
-from .pickling import CannotSave, Context, SharedObject, SnapshotPickler
+from .pickling import CannotSave, Context, SharedObject, SnapshotPickler, sentence
 from .streams import FIRST_PASS_BYTES, Endless, Stream, TooLargeError
 
 Key = tuple[str, ...]
@@ -132,6 +133,9 @@ class _Planner:
         for group in self._in_order(self._unite()):
             self._finish(group)
         plan = self.result
+        written = {key for group in plan.groups for key in group.keys}
+        for key in self.values.keys() - written - plan.failures.keys():
+            plan.failures[key] = Failure("it was lost while sharing was found out: a fault of ours")
         plan.failures = {k: v for k, v in plan.failures.items() if k[0] != "class"}
         return plan
 
@@ -172,6 +176,8 @@ class _Planner:
                 one = self._pass([key], large=True)
             except SharedObject as shared:
                 one = self._join(next(o for o in known if shared.args[0] in o.met), key)
+                # A join that failed has put others in the place of the pass.
+                known = [other for other in known if other in self.passes]
             finally:
                 self.context.elsewhere = frozenset()
             if one is not None and one not in known:
@@ -187,7 +193,9 @@ class _Planner:
             other.pickler.dump(self.values[key])
         except SnapshotCancelledError:
             raise
-        except (Exception, SystemExit, GeneratorExit):
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
             # The stream is spoilt: all its values are pickled again, apart and then together.
             self.passes.remove(other)
             for again in (*other.keys, key):
@@ -260,17 +268,15 @@ class _Planner:
                     return once()
                 except RecursionError:
                     return call_deep(once)
-            except (CannotSave, SnapshotCancelledError):
+            except _OURS:
                 raise
             except Endless as error:
                 raise CannotSave(last, str(error)) from error
-            except (SystemExit, GeneratorExit) as error:
-                raise CannotSave(last, f"pickling it raised {type(error).__name__}") from error
             except RecursionError as error:
                 reason = "its objects are nested too deeply to be followed"
                 raise CannotSave(last, reason) from error
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
+            except BaseException as error:
+                reason = sentence(error)
         raise CannotSave(last, reason)
 
     def _aliases(self) -> None:
@@ -437,6 +443,9 @@ class _Planner:
 
 
 _NEVER_SHARED = frozenset({int, float, tuple, type(None), type})
+_OURS = (CannotSave, KeyboardInterrupt, SharedObject, SnapshotCancelledError, TooLargeError)
+"""Everything else that pickling raises is a fault of the object, whatever it derives from."""
+
 _MAYBE_LONG = frozenset({str, bytes})
 _UNASKED = CONTAINERS | _MAYBE_LONG
 """Types that the C pickler writes without a call of its `reducer_override`."""
@@ -462,12 +471,15 @@ def _ask(one: _Pass, boxes: Mapping[int, tuple[int, Any]]) -> set[int] | None:
                 continue
             except Exception:
                 return None
-            if written and bytes(written[0][2:3]) in _GET_OPCODES:
+            if written and _is_reference(bytes(written[0])):
                 found.add(number)
     return found
 
 
-_GET_OPCODES = (b"h", b"j")
+def _is_reference(written: bytes) -> bool:
+    # Behind the protocol, and behind a frame header where the rest has four bytes or more.
+    start = 11 if written[2:3] == pickle.FRAME else 2
+    return written[start : start + 1] in (pickle.BINGET, pickle.LONG_BINGET)
 
 
 def _reachable(start: int, needs: list[set[int]]) -> set[int]:

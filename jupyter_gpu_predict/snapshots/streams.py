@@ -18,6 +18,8 @@ FIRST_ANSWER_BYTES = 32
 HANDED_ON_BYTES = 32 << 20
 """So much of a stream is kept in memory before it goes to the store."""
 
+COPIED_BYTES = 64 << 20
+
 PAYLOAD_BYTES = 1 << 20
 """One piece of data from this size on is cut apart from the stream around it."""
 
@@ -50,7 +52,7 @@ class Stream:
     bound
         Raise `Endless` beyond so many bytes: no object of a process is larger than this.
     open_blob
-        Called when the stream outgrows what is kept in memory; without it all of it is kept.
+        Called when the stream outgrows `kept_bytes`; without it all of it is kept in memory.
     cancelled
         Asked now and then.
     """
@@ -61,6 +63,7 @@ class Stream:
         limit: int | None = None,
         bound: int | None = None,
         open_blob: Callable[[], Blob] | None = None,
+        kept_bytes: int = HANDED_ON_BYTES,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
         self.parts: list[Buffer] = []
@@ -71,6 +74,7 @@ class Stream:
         self._limit = limit
         self._bound = bound
         self._open_blob = open_blob
+        self._kept_bytes = kept_bytes
         self._cancelled = cancelled
 
     def write(self, data: Buffer) -> int:
@@ -81,6 +85,10 @@ class Stream:
             if written > FIRST_ANSWER_BYTES:
                 raise TooLargeError
             return written
+        if type(data) is bytearray:
+            # The user's own object. A copy cannot change under the hash; a view of one too long
+            # to be copied at least keeps its length.
+            data = bytes(data) if written <= COPIED_BYTES else memoryview(data)
         if written == self._payload:
             self._payload = None
         else:
@@ -99,7 +107,7 @@ class Stream:
             self.blob.feed(data)
             return written
         self.parts.append(data)
-        if self._open_blob is not None and self.nbytes > HANDED_ON_BYTES:
+        if self._open_blob is not None and self.nbytes > self._kept_bytes:
             self.blob = self._open_blob()
             for part in self.parts:
                 self.blob.feed(part)

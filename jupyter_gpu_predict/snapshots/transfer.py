@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ class ChunkWriter:
     ----------
     staged
         Copy each chunk before it is hashed, so that what is written is what was hashed even if
-        some thread changes the memory meanwhile. A forked child has its memory to itself.
+        some thread changes the memory meanwhile.
     """
 
     def __init__(
@@ -118,39 +118,50 @@ class ChunkWriter:
             self.tell()
         return names
 
-    def stream(self, key: str, parts: Iterable[Buffer]) -> Names:
+    @property
+    def has_bases(self) -> bool:
+        """Whether there is a former snapshot whose streams new ones can be patches of."""
+        return bool(self._cache.bases)
+
+    def remember(self, key: str, names: Names) -> None:
+        """Keep which chunks a stream has, for the next snapshot."""
+        self._seen.bases[key] = names
+
+    def stream(self, key: str, parts: list[Buffer]) -> Names:
         """Write a stream that is cut by its contents, as a patch of its former self if that pays.
 
-        `key` says what stream it is, from one snapshot to the next.
+        `key` says what stream it is, from one snapshot to the next. The parts are let go.
         """
-        pieces: list[Buffer] = []
+        base = self._cache.bases.get(key)
+        if base is None or any(len(part) >= PAYLOAD_BYTES for part in parts):
+            blob = StreamBlob(self)
+            for part in _drained(parts):
+                blob.feed(part)
+            names = blob.close()
+            self._count(sum(length for _, length in names))
+            self.remember(key, names)
+            return names
+        pieces: list[bytes] = []
         cutter = Cutter(pieces.append)
-        for part in parts:
-            if len(part) >= PAYLOAD_BYTES:
-                cutter.close()
-                view = memoryview(part).cast("B")
-                pieces.extend(view[s : s + CHUNK_BYTES] for s in range(0, len(view), CHUNK_BYTES))
-            else:
-                cutter.feed(part)
+        for part in _drained(parts):
+            cutter.feed(part)
         cutter.close()
         names = [(chunk_name(piece), len(piece)) for piece in pieces]
+        self._count(sum(length for _, length in names))
         new = [i for i, (name, _) in enumerate(names) if not self._writer.has(name)]
         new_bytes = sum(names[i][1] for i in new)
-        base = self._cache.bases.get(key)
-        if new_bytes >= PATCH_FROM_BYTES and base:
+        if new_bytes >= PATCH_FROM_BYTES:
             patched = self._patch(base, pieces, new_bytes)
             if patched is not None:
-                self._seen.bases[key] = base
+                self.remember(key, base)
                 self.patched[key] = patched
-                self._count(sum(length for _, length in names))
                 return []
         for i in new:
             self._add(names[i][0], memoryview(pieces[i]))
-        self._count(sum(length for _, length in names))
-        self._seen.bases[key] = names
+        self.remember(key, names)
         return names
 
-    def _patch(self, base: Names, pieces: list[Buffer], new_bytes: int) -> dict[str, Any] | None:
+    def _patch(self, base: Names, pieces: list[bytes], new_bytes: int) -> dict[str, Any] | None:
         if sum(length for _, length in base) > HANDED_ON_BYTES:
             return None
         try:
@@ -228,6 +239,12 @@ class ChunkWriter:
             self.done_bytes += nbytes
 
 
+def _drained(parts: list[Buffer]) -> Iterator[Buffer]:
+    parts.reverse()
+    while parts:
+        yield parts.pop()
+
+
 class StreamBlob:
     """A stream too long to be kept, cut and written as it comes."""
 
@@ -252,6 +269,8 @@ class StreamBlob:
         return self._names
 
     def _piece(self, data: Buffer) -> None:
+        if isinstance(data, memoryview) and not data.readonly:
+            data = bytes(data)  # what is written must be what was hashed
         name = chunk_name(data)
         self._chunks._add(name, memoryview(data))
         self._names.append((name, len(data)))

@@ -95,6 +95,33 @@ def test_memory_that_changes_while_it_is_saved_is_saved_as_it_was_at_some_moment
     _restored(folder, report.snapshot_id)
 
 
+def test_a_bytearray_that_changes_is_saved_as_it_was_at_some_moment(folder, monkeypatch):
+    session = types.ModuleType("__main__").__dict__
+    session["raw"] = raw = bytearray(3 << 20)
+    session["x"] = [1]
+    add = ChunkWriter._add
+
+    def changed_meanwhile(self, name, data):
+        raw[:] = bytes([raw[0] ^ 255]) * len(raw)
+        add(self, name, data)
+
+    monkeypatch.setattr(ChunkWriter, "_add", changed_meanwhile)
+    report = capture(session, folder, KEY, **NAMES)
+    namespace, _ = _restored(folder, report.snapshot_id)
+    assert namespace["x"] == [1]
+    assert len(set(namespace["raw"])) == 1
+
+
+def test_memory_shared_with_other_processes_is_saved_as_it_was(folder, session):
+    torch = pytest.importorskip("torch")
+    session["shared"] = tensor = torch.zeros(500_000).share_memory_()
+    saving = begin_capture(session, folder, KEY, **NAMES)
+    tensor.fill_(7.0)
+    report = saving.result()
+    namespace, _ = _restored(folder, report.snapshot_id)
+    assert float(namespace["shared"].sum()) == 0.0
+
+
 def test_progress_reaches_the_total(folder, session, monkeypatch):
     monkeypatch.setattr("jupyter_gpu_predict.snapshots.transfer.REPORT_S", 0.0)
     seen = []

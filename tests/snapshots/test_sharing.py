@@ -45,6 +45,7 @@ def _together(folder, report, *names):
             ("nested", "pair"),
             "pair[0] is nested[20000]",
         ),
+        ("L = [[i] for i in range(60000)]; deep = L[300]", ("L", "deep"), "deep is L[300]"),
         ("import collections\nq = collections.deque([records[4]])", ("q",), "q[0] is records[4]"),
         ("def f(): return f.kept\nf.kept = records[2]", ("f",), "f() is records[2]"),
     ],
@@ -52,7 +53,7 @@ def _together(folder, report, *names):
 def test_what_large_variables_share_stays_shared(folder, save, load, code, names, check):
     _, report = save(_LARGE + code)
     assert all(v.status == "saved" for v in report.variables)
-    partner = names if "nested" in names else (*names, "records")
+    partner = names if {"nested", "L"} & set(names) else (*names, "records")
     assert _together(folder, report, *partner)
     namespace, restored = load(report.snapshot_id)
     assert eval(check, namespace)
@@ -142,3 +143,97 @@ def test_many_variables(save, load):
     assert namespace["list_"] is namespace["v7"]
     assert namespace["str"] == "mine"
     assert json.dumps([v.status for v in restored.variables]).count("restored") == 20003
+
+
+def test_a_failed_join_loses_no_third_variable(save, load):
+    code = (
+        _LARGE
+        + """
+bad = [records[0], *[Record(i) for i in range(8000)], (i for i in ())]
+third = [records[0], *[Record(i) for i in range(8000)]]
+"""
+    )
+    _, report = save(code)
+    status = {v.name: v.status for v in report.variables}
+    assert status["bad"] == "tombstone"
+    namespace, restored = load(report.snapshot_id)
+    assert {v.name: v.status for v in restored.variables if v.name != "bad"} == {
+        "Record": "restored", "records": "restored", "third": "restored"
+    }  # fmt: skip
+    assert namespace["third"][0] is namespace["records"][0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise Wordless()",
+        "raise SystemExit",
+        "import asyncio; raise asyncio.CancelledError",
+        "raise type('Own', (BaseException,), {})",
+    ],
+)
+def test_whatever_an_object_raises_costs_only_itself(save, load, body):
+    code = f"""
+class Wordless(Exception):
+    def __str__(self): raise ValueError
+class Evil:
+    def __reduce__(self): {body}
+evil, kept = Evil(), [1]
+"""
+    _, report = save(code)
+    assert next(v for v in report.variables if v.name == "evil").status == "tombstone"
+    namespace, _ = load(report.snapshot_id)
+    assert namespace["kept"] == [1]
+
+
+def test_blocked_modules_and_odd_metaclasses_cost_nothing(save, load, monkeypatch):
+    monkeypatch.setitem(sys.modules, "blocked", None)
+    _, report = save(
+        "class Meta(type):\n"
+        "    def __getattribute__(cls, name):\n"
+        "        if name == '__module__': raise RuntimeError\n"
+        "        return super().__getattribute__(name)\n"
+        "class Blocked: pass\n"
+        "Blocked.__module__ = 'blocked.inner'\n"
+        "class Odd(metaclass=Meta): pass\n"
+        "one, two, kept = Blocked(), Odd(), [1]"
+    )
+    namespace, _ = load(report.snapshot_id)
+    assert namespace["kept"] == [1]
+
+
+def test_classes_loaded_in_spite_of_a_fault_are_those_of_their_instances(
+    save, load, tmp_path, monkeypatch
+):
+    module = tmp_path / "passing_by.py"
+    module.write_text("class Thing:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    _, report = save(
+        "import passing_by\nclass C:\n    items = []\nc = C(); c.l = C.items\n"
+        "lost = [C.items, passing_by.Thing()]"
+    )
+    monkeypatch.delitem(sys.modules, "passing_by")
+    module.unlink()
+    namespace, _ = load(report.snapshot_id)
+    assert isinstance(namespace["c"], namespace["C"])
+    assert namespace["c"].l is namespace["C"].items
+
+
+def test_only_an_instance_gets_the_class_that_is_there(folder, save):
+    namespace, report = save("class C:\n    items = []\nc = C(); c.l = C.items")
+    from jupyter_gpu_predict.snapshots import restore
+
+    restore(folder, report.snapshot_id, bytes(range(32)), namespace, only=["c"])
+    assert isinstance(namespace["c"], namespace["C"])
+
+
+def test_a_working_directory_that_is_gone(save, load, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.syspath_prepend("")
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    _, report = save("x = [1]")
+    namespace, _ = load(report.snapshot_id)
+    assert namespace["x"] == [1]

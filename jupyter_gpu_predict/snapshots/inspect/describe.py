@@ -217,7 +217,7 @@ class Describer:
         if method == "definition":
             return self.classes.get(value.arguments[0])
         if method == "make_class":
-            return short_text(value.arguments[1])
+            return short_text(value.arguments[2])
         if method == "function":
             return short_text(value.arguments[2])
         if method in ("module", "standard_stream", "file_map"):
@@ -232,9 +232,9 @@ def class_names(roots: Mapping[int, Any]) -> dict[int, str]:
         method = rebuild_method(root) if type(root) is Call else None
         name = None
         if method == "make_class":
-            name = root.arguments[1]
+            name = root.arguments[2]
         elif method == "enum_class":
-            name = root.arguments[0][1]
+            name = root.arguments[1][1]
         names[number] = name if type(name) is str else "a class of the session"
     return names
 

@@ -89,8 +89,11 @@ class LocalBackend:
 
     def settle(self) -> None:
         """Make names survive a crash."""
-        while self._unsettled:
-            folder = self._unsettled.pop()
+        while True:
+            try:
+                folder = self._unsettled.pop()
+            except KeyError:  # another thread has taken the last one
+                return
             with told(folder, "write"):
                 fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
