@@ -16,10 +16,11 @@ from typing import Any
 from .buffers import Source
 from .chunks import Buffer
 from .digest import digest, digests
+from .grouping import Key
 from .libraries import absolute_paths, versions
 from .pickling import Context
 from .report import CaptureReport, VariableReport, type_name
-from .sharing import Group, Key, Plan, make_plan
+from .sharing import Group, Plan, make_plan
 from .signing import FORMAT, python_version, sign
 from .stores import SnapshotStore, Writer, validate_name
 from .streams import HANDED_ON_BYTES, Stream

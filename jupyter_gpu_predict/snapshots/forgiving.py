@@ -12,9 +12,9 @@ import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
+from .grouping import Key
 from .pickling import sentence
 from .rebuild import Rebuild
-from .sharing import Key
 
 _Unpickler: Any = pickle._Unpickler
 

@@ -12,11 +12,11 @@ from ..errors import BadInputError
 from .capture import entry_key, paused_gc
 from .digest import digest, digests
 from .forgiving import load_forgivingly
+from .grouping import Key
 from .libraries import absolute_paths, differences
 from .reading import BlobReader
 from .rebuild import Rebuild, SnapshotUnpickler
 from .report import RestoredVariable, RestoreReport
-from .sharing import Key
 from .signing import verify
 from .stores import SnapshotStore
 from .tombstone import Tombstone

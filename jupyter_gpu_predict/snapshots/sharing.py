@@ -7,37 +7,24 @@ one stream as soon as the second meets one of them.
 
 from __future__ import annotations
 
-import pickle
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from ..errors import SnapshotCancelledError
 from .deep import call_deep
-from .identity import (
-    ATOMS,
-    CONTAINERS,
-    LARGE_CONSTANT_BYTES,
-    has_identity,
-    is_shallow,
-    memo_objects,
-)
+from .grouping import Grouping, Key, Pass, inline
+from .identity import ATOMS, has_identity, is_shallow
 from .paths import find_path
 from .pickling import CannotSave, Context, SharedObject, SnapshotPickler, sentence
 from .streams import FIRST_PASS_BYTES, Endless, Stream, TooLargeError
-
-Key = tuple[str, ...]
-"""What is saved: ``("var", name)``, ``("extra", part)``, ``("extra", part, entry)``, or a class."""
 
 ATOMS_TOGETHER = 64
 """So many plain values go into one stream; a stream each would cost more than it is worth."""
 
 LARGE_ITEMS = 50_000
 """A container of so many objects is large; to find that out by pickling it would be a waste."""
-
-_QUERIES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,30 +61,6 @@ class Plan:
     class_kinds: dict[Key, type] = field(default_factory=dict)
 
 
-@dataclass(slots=True, eq=False)
-class _Pass:
-    """What one pickler has written: one value, or several that belong together."""
-
-    keys: list[Key]
-    pickler: SnapshotPickler
-    stream: Stream
-    starts: list[int]
-    large: bool = False
-    _met: tuple[int, frozenset[int]] = (0, frozenset())
-
-    @property
-    def met(self) -> frozenset[int]:
-        """The ``id`` of every instance that it has written."""
-        objects = self.pickler.met
-        if self._met[0] != len(objects):
-            self._met = len(objects), frozenset(map(id, objects))
-        return self._met[1]
-
-    @property
-    def classes(self) -> set[int]:
-        return self.pickler.used_classes - _inline(self.keys)
-
-
 def make_plan(
     context: Context,
     values: Mapping[Key, Any],
@@ -122,7 +85,7 @@ class _Planner:
         self.values: dict[Key, Any] = dict(values)
         self.make_stream = make_stream
         self.result = Plan()
-        self.passes: list[_Pass] = []
+        self.passes: list[Pass] = []
 
     def plan(self) -> Plan:
         large = self._small_ones(list(self.values))
@@ -130,7 +93,8 @@ class _Planner:
         self._classes()
         self._aliases()
         self._spread_bad_classes()
-        for group in self._in_order(self._unite()):
+        grouping = Grouping(self.context, self.values, self.passes)
+        for group in grouping.in_order(grouping.unite()):
             self._finish(group)
         plan = self.result
         written = {key for group in plan.groups for key in group.keys}
@@ -167,7 +131,7 @@ class _Planner:
 
     def _large_ones(self, keys: list[Key]) -> None:
         """Pickle large values, into the stream of another where they meet an object of it."""
-        known: list[_Pass] = []
+        known: list[Pass] = []
         for key in keys:
             if known:
                 sets = [one.met for one in known]
@@ -183,7 +147,7 @@ class _Planner:
             if one is not None and one not in known:
                 known.append(one)
 
-    def _join(self, other: _Pass, key: Key) -> _Pass | None:
+    def _join(self, other: Pass, key: Key) -> Pass | None:
         """Write a value behind those whose objects it shares."""
         start = other.stream.nbytes
         self.context.elsewhere = frozenset()
@@ -216,7 +180,7 @@ class _Planner:
 
     def _pass(
         self, keys: list[Key], *, limit: int | None = None, large: bool = False
-    ) -> _Pass | None:
+    ) -> Pass | None:
         context, plan = self.context, self.result
         try:
             one = self._dump(keys, limit)
@@ -236,13 +200,13 @@ class _Planner:
             self._note(one, key, end - start)
         return one
 
-    def _note(self, one: _Pass, key: Key, nbytes: int) -> None:
+    def _note(self, one: Pass, key: Key, nbytes: int) -> None:
         sources = self.context.buffers.sources
         memory = sum(sources[i].nbytes for i in one.pickler.used_buffers)
         self.result.nbytes[key] = nbytes + memory
         self.result.notes[key] = one.pickler.notes
 
-    def _dump(self, keys: list[Key], limit: int | None = None) -> _Pass:
+    def _dump(self, keys: list[Key], limit: int | None = None) -> Pass:
         """Pickle values one after the other; fast first, then with care, then deep.
 
         Raises
@@ -251,14 +215,14 @@ class _Planner:
             With the culprit and the reason, if none of the ways leads to an end.
         """
 
-        def attempt(careful: bool) -> _Pass:
+        def attempt(careful: bool) -> Pass:
             stream = self.make_stream(limit=limit)
-            pickler = SnapshotPickler(stream, self.context, careful=careful, inline=_inline(keys))
+            pickler = SnapshotPickler(stream, self.context, careful=careful, inline=inline(keys))
             starts = []
             for key in keys:
                 starts.append(stream.nbytes)
                 pickler.dump(self.values[key])
-            return _Pass(list(keys), pickler, stream, starts)
+            return Pass(list(keys), pickler, stream, starts)
 
         last = self.values[keys[-1]]
         for careful in (False, True):
@@ -309,99 +273,7 @@ class _Planner:
                 if key[0] == "class":
                     context.bad_classes[int(key[1])] = reason
 
-    # ------------------------------------------------------------------ groups
-
-    def _unite(self) -> list[list[_Pass]]:
-        """Return the passes in groups: those that share an object."""
-        passes = self.passes
-        parent = list(range(len(passes)))
-
-        def find(number: int) -> int:
-            while parent[number] != number:
-                parent[number] = number = parent[parent[number]]
-            return number
-
-        large = [n for n, one in enumerate(passes) if one.large]
-        # The largest memo of all is only searched, never copied.
-        largest = max(large, key=lambda n: passes[n].stream.nbytes, default=None)
-        owner: dict[int, tuple[int, Any]] = {}
-        for number, one in enumerate(passes):
-            if number == largest or (len(one.keys) > 1 and not one.large):
-                continue
-            for obj in self._objects(one):
-                kind = type(obj)
-                if kind in _NEVER_SHARED or (
-                    kind in _MAYBE_LONG and len(obj) < LARGE_CONSTANT_BYTES
-                ):
-                    continue
-                other = owner.setdefault(id(obj), (number, obj))[0]
-                if other != number and has_identity(self.context, obj):
-                    parent[find(number)] = find(other)
-        if largest is not None:
-            for other in self._known_to(passes[largest], owner):
-                parent[find(largest)] = find(other)
-        groups: dict[int, list[_Pass]] = {}
-        for number, one in enumerate(passes):
-            groups.setdefault(find(number), []).append(one)
-        return list(groups.values())
-
-    def _objects(self, one: _Pass) -> Iterable[Any]:
-        if not one.large and is_shallow(value := self.values[one.keys[0]]):
-            return (value,)
-        return memo_objects(one.pickler)
-
-    def _known_to(self, one: _Pass, owner: Mapping[int, tuple[int, Any]]) -> set[int]:
-        """Return the numbers of the passes that have an object in common with `one`."""
-        met = owner.keys() & one.met
-        found = {owner[i][0] for i in met if has_identity(self.context, owner[i][1])}
-        boxes = {
-            identity: entry
-            for identity, entry in owner.items()
-            if type(entry[1]) in _UNASKED
-            and entry[0] not in found
-            and has_identity(self.context, entry[1])
-        }
-        if not boxes:
-            return found
-        if len(boxes) <= _QUERIES and (answers := _ask(one, boxes)) is not None:
-            return found | answers
-        return found | {boxes[id(obj)][0] for obj in memo_objects(one.pickler) if id(obj) in boxes}
-
-    def _in_order(self, groups: list[list[_Pass]]) -> Iterator[list[_Pass]]:
-        """Yield groups so that each finds what it needs: its classes, then modules and functions.
-
-        Groups whose classes refer to each other in a circle become one.
-        """
-        place = {k: n for n, group in enumerate(groups) for one in group for k in one.keys}
-        needs = [
-            {place["class", str(index)] for one in group for index in one.classes} - {number}
-            for number, group in enumerate(groups)
-        ]
-        reach = [_reachable(number, needs) for number in range(len(groups))]
-        joined: dict[int, list[_Pass]] = {}
-        first = {}
-        for number, group in enumerate(groups):
-            circle = min([number, *(other for other in reach[number] if number in reach[other])])
-            first[number] = circle
-            joined.setdefault(circle, []).extend(group)
-
-        def rank(number: int) -> int:
-            values = [self.values[key] for one in joined[number] for key in one.keys]
-            if all(isinstance(value, types.ModuleType) for value in values):
-                return 0
-            return 1 if all(isinstance(v, (type, types.FunctionType)) for v in values) else 2
-
-        # What a group needs reaches strictly less than the group itself does.
-        depth = {n: len({first[other] for other in reach[n]} - {n}) for n in joined}
-        done: set[int] = set()
-        for number in sorted(joined, key=lambda number: (rank(number), depth[number])):
-            needed = sorted({first[other] for other in reach[number]}, key=lambda n: depth[n])
-            for one in (*needed, number):
-                if one not in done:
-                    done.add(one)
-                    yield joined[one]
-
-    def _finish(self, group: list[_Pass]) -> None:
+    def _finish(self, group: list[Pass]) -> None:
         """Keep the stream of a group, pickling its values together if they are not yet."""
         if len(group) == 1:
             self._keep(group[0])
@@ -419,7 +291,7 @@ class _Planner:
                 self.result.failures[culprit] = Failure(str(error), path)
                 keys = [key for key in keys if key != culprit]
 
-    def _keep(self, one: _Pass) -> None:
+    def _keep(self, one: Pass) -> None:
         pickler = one.pickler
         self.result.groups.append(
             Group(
@@ -442,52 +314,5 @@ class _Planner:
         return keys[-1]
 
 
-_NEVER_SHARED = frozenset({int, float, tuple, type(None), type})
 _OURS = (CannotSave, KeyboardInterrupt, SharedObject, SnapshotCancelledError, TooLargeError)
 """Everything else that pickling raises is a fault of the object, whatever it derives from."""
-
-_MAYBE_LONG = frozenset({str, bytes})
-_UNASKED = CONTAINERS | _MAYBE_LONG
-"""Types that the C pickler writes without a call of its `reducer_override`."""
-
-
-def _inline(keys: Iterable[Key]) -> frozenset[int]:
-    return frozenset(int(key[1]) for key in keys if key[0] == "class")
-
-
-def _ask(one: _Pass, boxes: Mapping[int, tuple[int, Any]]) -> set[int] | None:
-    """Return whose objects a pickler has written, by having it write them once more.
-
-    In fast mode nothing is entered into the memo, and what is in it already comes out as a
-    reference. ``None`` if that cannot be told in this way.
-    """
-    found = set()
-    with one.pickler.asking(), one.stream.diverted() as written:
-        for number, obj in boxes.values():
-            written.clear()
-            try:
-                one.pickler.dump(obj)
-            except TooLargeError:
-                continue
-            except Exception:
-                return None
-            if written and _is_reference(bytes(written[0])):
-                found.add(number)
-    return found
-
-
-def _is_reference(written: bytes) -> bool:
-    # Behind the protocol, and behind a frame header where the rest has four bytes or more.
-    start = 11 if written[2:3] == pickle.FRAME else 2
-    return written[start : start + 1] in (pickle.BINGET, pickle.LONG_BINGET)
-
-
-def _reachable(start: int, needs: list[set[int]]) -> set[int]:
-    found: set[int] = set()
-    waiting = list(needs[start])
-    while waiting:
-        one = waiting.pop()
-        if one not in found:
-            found.add(one)
-            waiting.extend(needs[one])
-    return found

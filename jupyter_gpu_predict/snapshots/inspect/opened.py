@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import SnapshotCancelledError, SnapshotDamagedError, SnapshotVersionError
 from ..chunks import chunk_matches
-from ..sharing import Key
+from ..grouping import Key
 from ..signing import FORMAT, check_signature
 from ..stores import SnapshotStore
 from ..transfer import read_chunk, read_into, unpatch

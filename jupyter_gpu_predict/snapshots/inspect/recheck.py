@@ -12,8 +12,8 @@ from typing import Any
 from ...errors import SnapshotError
 from .. import tensors
 from ..capture import Header, Prepared, longest_stream, prepare
+from ..grouping import Key
 from ..restore import restore
-from ..sharing import Key
 from ..stores import SnapshotStore
 from ..streams import Stream
 from .compare import Comparison, Side
