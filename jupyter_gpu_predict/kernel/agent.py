@@ -40,7 +40,7 @@ class AgentConfig:
     `snapshot_folder` is a path or the URL of a store. A cell expected to run `long_cell_s` or more
     by the `durations` of earlier runs (by digest) is preceded by a snapshot. `offer` is the
     snapshot that a user whose kernel has died may want back. `recompute` lets each restore run
-    cells again for what was not saved.
+    cells again for what was not saved, and `observe_cells` records what that takes.
     """
 
     kernel_id: str
@@ -62,6 +62,7 @@ class AgentConfig:
     durations: dict[str, float] = field(default_factory=dict)
     offer: dict[str, Any] | None = None
     recompute: bool = False
+    observe_cells: bool = True
 
 
 @dataclass

@@ -59,10 +59,13 @@ class CellRuns:
     ----------
     shell
         The kernel's shell.
+    observing
+        Whether cells are observed at all; without it nothing can be recomputed.
     """
 
-    def __init__(self, shell: Any) -> None:
+    def __init__(self, shell: Any, *, observing: bool = True) -> None:
         self.shell = shell
+        self.observing = observing
         self.runs: deque[Record] = deque()
         self._bytes = 0
         self._number = 0
@@ -78,6 +81,8 @@ class CellRuns:
 
     def begin(self, source: str, cell_id: str | None) -> None:
         """Note that a cell starts."""
+        if not self.observing:
+            return
         observer.install(self.shell)
         namespace = self.shell.user_ns
         with self._lock:

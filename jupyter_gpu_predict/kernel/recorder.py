@@ -59,7 +59,7 @@ class Recorder:
         self._ended: list[CellRunMessage] = []
         self._usual_s: dict[str, float] = {}
         self._running = threading.local()  # subshells run beside the main shell
-        self.cell_runs = CellRuns(agent.shell)
+        self.cell_runs = CellRuns(agent.shell, observing=agent.config.observe_cells)
 
     def begin(self, code: str | None, cell_id: str | None) -> None:
         """Note that a cell starts; ``None`` for a silent execute, which is no cell run."""

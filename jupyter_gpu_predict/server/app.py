@@ -72,6 +72,13 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         config=True,
         help="Load each automatic snapshot in a process of its own, to see that it can be.",
     )
+    observe_cells = Bool(
+        True,
+        config=True,
+        help="Record what each cell reads, changes and does outside the kernel, without which "
+        "nothing can be recomputed. Python's audit hook, which this takes, makes `id()` about five "
+        "times and `copy.deepcopy` twice as slow.",
+    )
     recompute = Bool(
         False,
         config=True,
@@ -214,6 +221,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
             claim_deadline_s=self.claim_deadline_s,
             orphan_timeout_s=self.orphan_timeout_s,
             recompute=self.recompute,
+            observe_cells=self.observe_cells,
             remember=self.adoption.remember,
             forget=self.store.forget_kernel,
         )

@@ -44,6 +44,7 @@ class Fleet:
         claim_deadline_s: float,
         orphan_timeout_s: float,
         recompute: bool,
+        observe_cells: bool,
         remember: Callable[[Fleet, str], None],
         forget: Callable[[str], None],
     ) -> None:
@@ -55,6 +56,7 @@ class Fleet:
         self.claim_deadline_s = claim_deadline_s
         self.orphan_timeout_s = orphan_timeout_s
         self.recompute = recompute
+        self.observe_cells = observe_cells
         self.calls = Calls(self)
         self.offers = Offers(store, loop.event)
         self.notices = Notices(self)
@@ -199,6 +201,7 @@ class Fleet:
             "durations": record.durations,
             "long_cell_s": self.long_cell_s,
             "recompute": self.recompute,
+            "observe_cells": self.observe_cells,
         }
 
     @property
