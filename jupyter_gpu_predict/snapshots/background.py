@@ -231,7 +231,7 @@ def _child(store: SnapshotStore, key: bytes, state: Prepared, pipe: int) -> NoRe
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
-        _keep_only(pipe)
+        let_go_of_files(pipe)
         os.nice(NICENESS)
         tell = partial(_tell, pipe)
         try:
@@ -282,14 +282,19 @@ def _tell(pipe: int, message: dict[str, Any]) -> None:
             data = data[os.write(pipe, data) :]
 
 
-def _keep_only(pipe: int) -> None:
-    """Close what the child inherited: a restarted kernel needs the ports of the former one."""
+def let_go_of_files(*kept: int) -> None:
+    """Let go of what a forked child inherited: a restarted kernel needs the former one's ports.
+
+    Each file gives way to the null device and its number stays taken. If it were free, an object
+    of the kernel's that is collected later could close a new file under the same number.
+    """
     null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    limit = os.sysconf("SC_OPEN_MAX")
-    os.closerange(3, pipe)
-    os.closerange(pipe + 1, limit if limit > 0 else 1 << 16)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in (null, *kept):
+            with contextlib.suppress(OSError):  # the listing's own
+                os.fstat(int(name))
+                os.dup2(null, int(name))
+    os.close(null)
 
 
 __all__ = ["BackgroundCapture", "SaveProgress", "begin_capture"]

@@ -198,7 +198,7 @@ def test_a_background_save_can_be_cancelled_or_die(folder, session, monkeypatch)
     session["fresh"] = session["np"].random.default_rng(5).standard_normal(900_000)
     with monkeypatch.context() as patch:
         patch.setattr(ChunkWriter, "_chunk", slow)
-        patch.setattr(background, "_keep_only", lambda pipe: None)
+        patch.setattr(background, "let_go_of_files", lambda pipe: None)
         for end, error in (
             (lambda saving: saving.cancel(), SnapshotCancelledError),
             (lambda saving: os.kill(saving.pid, signal.SIGKILL), SnapshotError),

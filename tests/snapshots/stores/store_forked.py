@@ -1,4 +1,4 @@
-"""A store that was used, then used by forked children which have closed all files.
+"""A store that was used, then used by forked children which have let go of all files.
 
 Arguments: the URL. A process of its own, as the libraries of stores have threads.
 """
@@ -11,6 +11,7 @@ import warnings
 
 from store_saves import check, new_id, save, some
 
+from jupyter_gpu_predict.snapshots.background import let_go_of_files
 from jupyter_gpu_predict.snapshots.stores import open_store
 
 warnings.simplefilter("ignore")
@@ -24,7 +25,7 @@ for snapshot_id in ids:
     if child == 0:
         code = 1
         try:
-            os.closerange(3, 1000)
+            let_go_of_files()
             save(store, shared + some(5 << 20), snapshot_id)
             check(store, snapshot_id)
             code = 0
