@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import secrets
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 from .buffers import Source
 from .chunks import Buffer
+from .collector import paused_gc
 from .digest import digest, digests
 from .grouping import Key
 from .libraries import absolute_paths, versions
@@ -329,18 +328,6 @@ def _plain(report: VariableReport) -> dict[str, Any]:
 _REPORT_FIELDS = tuple(f.name for f in fields(VariableReport))
 
 
-@contextmanager
-def paused_gc() -> Iterator[None]:
-    """Keep the collector off: walking millions of new objects again and again costs most."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def longest_stream() -> int:
     """Return more bytes than any object of this process can need in a stream.
 
@@ -380,5 +367,5 @@ def _report(name: str, value: Any, plan: Plan, taken: str) -> VariableReport:
         kind = type_name(value)
         return VariableReport(name, kind, "tombstone", failure.reason, 0, taken, failure.path)
     reason = "; ".join(plan.notes.get(key, ())) or None
-    saved = VariableReport(name, type_name(value), "saved", reason, 0, taken)
-    return replace(saved, nbytes=plan.nbytes.get(key, 0))
+    nbytes = plan.nbytes.get(key, 0)
+    return VariableReport(name, type_name(value), "saved", reason, nbytes, taken)

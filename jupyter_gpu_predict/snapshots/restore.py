@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import BadInputError
-from .capture import entry_key, paused_gc
+from .capture import entry_key
+from .collector import paused_gc
 from .digest import digest, digests
 from .forgiving import load_forgivingly
 from .grouping import Key

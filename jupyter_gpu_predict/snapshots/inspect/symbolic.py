@@ -8,13 +8,12 @@ stream is one object here. The reader neither recurses nor trusts a length it is
 from __future__ import annotations
 
 import codecs
-import gc
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...errors import SnapshotDamagedError, SnapshotError
+from ..collector import paused_gc
 from .nodes import Call, FrozenItems, Global, Items, Pairs
 
 MAX_STEPS = 40_000_000
@@ -45,7 +44,7 @@ def read_stream(
     """
     machine = _Machine(data, buffers)
     values, starts = [], []
-    with _paused_gc():
+    with paused_gc():
         try:
             while machine.position < len(machine.data):
                 starts.append(machine.position)
@@ -59,17 +58,6 @@ def read_stream(
                 f"({type(error).__name__}: {str(error)[:100]}); it was not opened"
             ) from None
     return values, starts
-
-
-@contextmanager
-def _paused_gc() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Machine:
