@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from jupyter_gpu_predict.demo.client import API, Notebook, ServerProcess
+from jupyter_gpu_predict.demo.client import API, Execution, Notebook, ServerProcess
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
@@ -97,6 +97,17 @@ async def until(what: Callable[[], Awaitable[Any]], timeout_s: float = 60.0) -> 
         assert time.monotonic() < end, f"still {answer!r} after {timeout_s:g} s"
         await asyncio.sleep(0.1)
     return answer
+
+
+async def started(notebook: Notebook, code: str) -> Execution:
+    """Start a cell and return when it runs: an interrupt before that goes to nothing."""
+    execution = await notebook.start(f"print('running', flush=True)\n{code}")
+
+    async def runs() -> bool:
+        return "running" in execution.text
+
+    await until(runs)
+    return execution
 
 
 @contextlib.contextmanager

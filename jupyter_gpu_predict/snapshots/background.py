@@ -253,8 +253,6 @@ def _write(
         chunks = ChunkWriter(
             store,
             writer,
-            # Memory that another process shares with the kernel may change under the child too.
-            staged=True,
             progress=lambda done, total: tell({"done": done, "total": total}),
         )
         done = False

@@ -56,11 +56,9 @@ def cache_of(store: SnapshotStore) -> ChunkCache:
 class ChunkWriter:
     """Hashes and writes the chunks of one snapshot.
 
-    Parameters
-    ----------
-    staged
-        Copy each chunk before it is hashed, so that what is written is what was hashed even if
-        some thread changes the memory meanwhile.
+    Each chunk is copied before it is hashed, so that what is written is what was hashed even if
+    some thread, or another process that shares the memory, changes it meanwhile. From then on the
+    copy lies in the processor's cache, which makes up for it.
     """
 
     def __init__(
@@ -68,7 +66,6 @@ class ChunkWriter:
         store: SnapshotStore,
         writer: Writer,
         *,
-        staged: bool = True,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
@@ -83,10 +80,8 @@ class ChunkWriter:
         self._lock = threading.Lock()
         self._stop = False
         self._stages: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        if staged:
-            for _ in range(WORKERS):
-                self._stages.put(bytearray(CHUNK_BYTES))
-        self._staged = staged
+        for _ in range(WORKERS):
+            self._stages.put(bytearray(CHUNK_BYTES))
         self._progress = progress
         self._cancelled = cancelled
         self._told_at = 0.0
@@ -197,16 +192,33 @@ class ChunkWriter:
     def _chunk(self, data: memoryview) -> tuple[str, int]:
         if self._stop:
             raise SnapshotCancelledError("the save was cancelled; earlier snapshots are whole")
-        mark = self._fingerprint(data)
         name = None
-        if mark:
-            name = self._cache.fingerprints.get(mark) or self._seen.fingerprints.get(mark)
-        if name is None or not self._writer.has(name):
-            name, mark = self._write(data)
+        if self._cache.fingerprints:
+            # Only where something is known is it worth a pass over memory that may be new.
+            mark = self._fingerprint(data)
+            name = self._known(mark)
+        if name is None:
+            stage = self._stages.get()
+            try:
+                copy = memoryview(stage)[: len(data)]
+                copy[:] = data
+                mark = self._fingerprint(copy)
+                name = self._known(mark)
+                if name is None:
+                    name = chunk_name(copy)
+                    self._add(name, copy)
+            finally:
+                self._stages.put(stage)
         if mark:
             self._seen.fingerprints[mark] = name
         self._count(len(data))
         return name, len(data)
+
+    def _known(self, mark: bytes | None) -> str | None:
+        if mark is None:
+            return None
+        name = self._cache.fingerprints.get(mark) or self._seen.fingerprints.get(mark)
+        return name if name is not None and self._writer.has(name) else None
 
     def _fingerprint(self, data: memoryview) -> bytes | None:
         digest = optional("xxhash", "xxh3_128_digest")
@@ -214,21 +226,6 @@ class ChunkWriter:
             return None
         mark: bytes = digest(data, self._cache.seed)
         return mark
-
-    def _write(self, data: memoryview) -> tuple[str, bytes | None]:
-        if not self._staged:
-            name = chunk_name(data)
-            self._add(name, data)
-            return name, self._fingerprint(data)
-        stage = self._stages.get()
-        try:
-            copy = memoryview(stage)[: len(data)]
-            copy[:] = data
-            name = chunk_name(copy)
-            self._add(name, copy)
-            return name, self._fingerprint(copy)
-        finally:
-            self._stages.put(stage)
 
     def _add(self, name: str, data: memoryview) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_server import SERVER_OPTIONS, TestServer, until
+from live_server import SERVER_OPTIONS, TestServer, started, until
 
 from jupyter_gpu_predict.demo.client import API, Notebook
 
@@ -65,8 +65,7 @@ def test_a_killed_servers_kernels_are_taken_over(folder: Path) -> None:
             tab = Notebook(second, notebook.kernel_id)
             await tab.connect()
             assert (await tab.run("float(t.sum())")).text == str(float(1 << 20))
-            sleeping = await tab.start("import time; time.sleep(60)")
-            await asyncio.sleep(0.5)
+            sleeping = await started(tab, "import time; time.sleep(60)")
             await second.post(f"api/kernels/{notebook.kernel_id}/interrupt")
             assert (await tab.finish(sleeping)).reply["ename"] == "KeyboardInterrupt"
             moved = await second.do(tab, "migrate")

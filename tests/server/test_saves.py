@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live_server import Run, TestServer, until
+from live_server import Run, TestServer, started, until
 
 from jupyter_gpu_predict.demo.client import API, Notebook
 
@@ -79,12 +79,7 @@ def test_cells_run_while_the_state_of_before_is_written(
         assert await say(notebook, "x = 'after'; big[:] = b'1' * len(big); x") == "'after'"
 
         # An interrupt goes to all processes of the kernel and is meant for its cell alone.
-        sleeps = await notebook.start("time.sleep(600)")
-
-        async def busy() -> bool:
-            return bool((await server.kernel(notebook))["busy"])
-
-        await until(busy)
+        sleeps = await started(notebook, "time.sleep(600)")
         await server.post(f"api/kernels/{notebook.kernel_id}/interrupt")
         assert (await notebook.finish(sleeps)).status == "error"
         ties = "from jupyter_gpu_predict.snapshots.ties import ties; ties(get_ipython())"

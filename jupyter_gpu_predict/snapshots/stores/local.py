@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .backend import Entry, told, uploading
 
-_WRITEBACK_BYTES = 8 << 20
+_WRITEBACK_BYTES = 32 << 20
 _SYNC_FILE_RANGE_WRITE = 2
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from border import API, METHODS, methods_of, paths
 from jsonschema import Draft202012Validator
-from live_server import Run, TestServer, until
+from live_server import Run, TestServer, started, until
 from openapi_spec_validator import validate
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 
@@ -193,7 +193,7 @@ def test_a_live_server_answers_as_described(
         await notebook.run("x.sum()")
 
         await notebook.run("import time")
-        sleeps = await notebook.start("time.sleep(600)")
+        sleeps = await started(notebook, "time.sleep(600)")
         held = await call("POST", "/kernels/{kernel}/snapshot", kernel=kernel)
         cancelled = await call("POST", "/operations/{operation}/cancel", operation=held["id"])
         assert cancelled["id"] == held["id"]
