@@ -81,6 +81,44 @@ class DeviceError(GpuPredictError):
     status = 503
 
 
+class CheckpointRefusedError(RefusedError):
+    """A driver checkpoint that was not begun, or was undone wholly; the kernel is as it was.
+
+    Attributes
+    ----------
+    why
+        Short name of the reason, e.g. ``"mig"`` or ``"lock_timeout"``.
+    fallback
+        The rung of the ladder to try instead, e.g. ``"in_place"``.
+    """
+
+    def __init__(self, message: str, why: str, fallback: str) -> None:
+        super().__init__(message)
+        self.why = why
+        self.fallback = fallback
+
+
+class CheckpointFailedError(DeviceError):
+    """A driver checkpoint or its restore that did not end as asked; the message says how it ended.
+
+    Attributes
+    ----------
+    why
+        Short name of the reason.
+    fallback
+        The rung of the ladder that is left.
+    held
+        Whether processes of the kernel may still be locked or without their device memory; the
+        kernel's record names them, and another attempt takes up from there.
+    """
+
+    def __init__(self, message: str, why: str, fallback: str, *, held: bool) -> None:
+        super().__init__(message)
+        self.why = why
+        self.fallback = fallback
+        self.held = held
+
+
 class KernelLinkError(GpuPredictError):
     """A kernel did not answer as agreed, or has no agent."""
 

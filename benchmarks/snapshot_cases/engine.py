@@ -15,7 +15,11 @@ class Engine:
 
     def prepare(self) -> None:
         """Import what is needed."""
+        import jupyter_gpu_predict.snapshots.restore
         import jupyter_gpu_predict.snapshots.stores  # noqa: F401
+        from jupyter_gpu_predict.snapshots.chunks import load_hashes
+
+        load_hashes()
 
     def save(self, main: dict[str, Any], path: str) -> dict[str, float]:
         """Save until durable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -45,10 +46,10 @@ def settle_with_room(folder: str, nbytes: int) -> None:
     measures first after a pause would pay that for all. So a file is written and removed.
     """
     path = os.path.join(folder, ".room")
-    block = bytes(8 << 20)
-    with open(path, "wb", buffering=0) as file:
-        for start in range(0, nbytes, len(block)):
-            file.write(block[: nbytes - start])
+    # Not from `malloc`, whose thresholds change with what is freed.
+    with open(path, "wb", buffering=0) as file, mmap.mmap(-1, 8 << 20) as block:
+        for _ in range(0, nbytes, len(block)):
+            file.write(block)
     os.sync()
     os.unlink(path)
     settle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ..core.model import Migrate, TakeSnapshot
+from ..core.plans import Migrate, TakeSnapshot
 from ..errors import ConflictError, GpuPredictError
 from .operations import Progress, Work
 from .records import KernelRecord

@@ -11,15 +11,8 @@ from typing import Any
 
 from ..core.allocation.policy import decide
 from ..core.migration.cost import Bandwidths, Transfer, learn
-from ..core.model import (
-    CellRun,
-    Claim,
-    ClusterView,
-    GpuStatus,
-    Plan,
-    PolicySettings,
-    Risk,
-)
+from ..core.model import CellRun, Claim, ClusterView, GpuStatus, PolicySettings, Risk
+from ..core.plans import Plan
 from ..errors import ConflictError, GpuPredictError, NotFoundError
 from .facts import Facts
 from .forecasts import ForecastRounds

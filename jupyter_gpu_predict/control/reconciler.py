@@ -9,13 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.migration.cost import Transfer
-from ..core.model import (
+from ..core.model import Claim, Lease, LeaseState
+from ..core.plans import (
     Action,
     Bind,
-    Claim,
     Cordon,
-    Lease,
-    LeaseState,
     Migrate,
     Plan,
     Prebind,

@@ -40,7 +40,7 @@ class AgentConfig:
     `snapshot_folder` is a path or the URL of a store. A cell expected to run `long_cell_s` or more
     by the `durations` of earlier runs (by digest) is preceded by a snapshot. `offer` is the
     snapshot that a user whose kernel has died may want back. `recompute` lets each restore run
-    cells again for what was not saved, and `observe_cells` records what that takes.
+    cells again for what was not saved and saves leave that out; `observe_cells` records the cells.
     """
 
     kernel_id: str

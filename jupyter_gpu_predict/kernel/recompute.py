@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..snapshots.digest import digest
+from ..snapshots.digest_bounded import digest_in
 from ..snapshots.recompute.graph import History
 from ..snapshots.recompute.magics import without_needs
 from ..snapshots.recompute.planner import Plan, Rerun, plan, title
@@ -139,7 +139,7 @@ def _adopt(namespace: dict[str, Any], found: Plan, replay: _Replay, expected: st
     seconds = sum(replay.seconds[r.index] for r in found.reruns)
     now: str | None = None
     if expected:
-        now = digest(value)
+        now = digest_in(namespace, value)
         if now != expected:
             reason = "its cells gave another value than the one that was there"
             return Recomputed(name, "mismatch", reason, now, seconds)

@@ -15,6 +15,7 @@ from ..core.autosave import automatic_name, save_before
 from ..core.trace.digest import source_digest
 from ..errors import ConflictError, GpuPredictError, NotFoundError, SnapshotCancelledError
 from .messages import NOT_BEGUN, ProgressMessage, SnapshotRequest
+from .omit import Omitter
 
 if TYPE_CHECKING:
     from ..snapshots.background import BackgroundCapture
@@ -97,6 +98,7 @@ class Saves:
         """Whether a cell has run that no snapshot holds."""
         self.pause_s = 0.0
         """For how long the last save behind the back of cells held them up."""
+        self.omitter = Omitter()
         self._works: OrderedDict[str, Work] = OrderedDict()
         self._given_up: deque[str] = deque(maxlen=KEPT_WORKS)
         self._under_way: tuple[Work, BackgroundCapture] | None = None

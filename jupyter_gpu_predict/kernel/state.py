@@ -6,18 +6,21 @@ import math
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.retention import LAST, latest
 from ..errors import NotFoundError, RefusedError
 from ..snapshots.background import BackgroundCapture, begin_capture
 from ..snapshots.capture import capture
+from ..snapshots.omission import Choose
 from ..snapshots.outside import apply_outside, capture_outside
 from ..snapshots.report import CaptureReport, RestoreReport
 from ..snapshots.restore import restore
 from ..snapshots.signing import load_or_create_key
 from ..snapshots.stores import SnapshotStore, open_store
+from ..snapshots.tombstone import Tombstone
 from .lending import borrowed_dill
 from .recompute import Recomputed, adopt_records, recompute, records_for_snapshot
 
@@ -79,6 +82,12 @@ def save_state(
         If `cancelled` said so; nothing was saved.
     """
     store, what = store_at(request.folder), _what(agent, request)
+    omitter = agent.saves.omitter
+    choose: Choose | None = None
+    if agent.config.recompute and not request.move:
+        choose = partial(
+            omitter.choose, agent.shell.user_ns, request.folder, what["extra"]["cells"]
+        )
     with borrowed_dill(agent.config.dill_dir):
         report = capture(
             agent.shell.user_ns,
@@ -86,8 +95,10 @@ def save_state(
             load_or_create_key(request.key_path),
             progress=progress,
             cancelled=cancelled,
+            choose=choose,
             **what,
         )
+    omitter.saved(request.folder, report)
     if request.move:
         lost = [f"{v.name} ({v.type_name}): {v.reason}" for v in report.variables
                 if v.status != "saved"]  # fmt: skip
@@ -201,6 +212,7 @@ def load_state(
     """
     shell = agent.shell
     store = store_at(request.folder)
+    before = dict(shell.user_ns) if request.only else {}
     with borrowed_dill(agent.config.dill_dir):
         report = restore(
             store,
@@ -209,9 +221,11 @@ def load_state(
             shell.user_ns,
             only=list(request.only) or None,
             check=request.move,
+            with_cells=True,
             progress=progress,
             cancelled=cancelled,
         )
+    agent.saves.omitter.loaded(request.folder, report)
     if request.move:
         faults = [*report.not_restored, *apply_outside(shell, report.extra)]
         if faults:
@@ -219,20 +233,67 @@ def load_state(
         agent.session_id = report.extra.get("session", agent.session_id)
         adopt_records(agent, report, report.extra.get("cells", ()))
         return _loaded_model(report, [])
-    records = report.extra.get("cells", ())
-    again: list[Recomputed] = []
-    if request.recompute:
-        again = recompute(agent, report, records, request.only or None)
     if request.only:
-        return _loaded_model(report, [], again)
-    adopt_records(agent, report, records, again)
+        return _only(agent, request, report, before)
     notes = list(report.not_restored)
     continues = _continues(agent, report.extra)
     outside = _joined(shell, report.extra, in_cell=in_cell) if continues else report.extra
     notes += apply_outside(shell, outside, history=continues)
+    # After what is outside: cells may depend on the environment or on a library's settings.
+    again = _made_again(agent, report, request)
+    adopt_records(agent, report, report.extra.get("cells", ()), again)
     agent.offer = None
     notes += [f"not carried: {text}" for text in report.extra.get("not carried", ())]
     return _loaded_model(report, notes, again)
+
+
+def _only(
+    agent: Agent, request: RestoreRequest, report: RestoreReport, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Make again what of the chosen variables was left out; `before` is the namespace before all.
+
+    What is there only because their cells need it goes again.
+    """
+    namespace = agent.shell.user_ns
+    helping = [v.name for v in report.variables if v.name not in request.only]
+    try:
+        again = _made_again(agent, report, request)
+    finally:
+        for name in helping:
+            namespace.pop(name, None)
+            if name in before:
+                namespace[name] = before[name]
+    chosen = tuple(v for v in report.variables if v.name in request.only)
+    return _loaded_model(replace(report, variables=chosen), [], again)
+
+
+def _made_again(agent: Agent, report: RestoreReport, request: RestoreRequest) -> list[Recomputed]:
+    """Run cells again for what was not restored, as far as that is asked for.
+
+    What was left out is made again in any case: that is why it was.
+    """
+    if not (request.recompute or report.left_out):
+        return []
+    wanted = (request.only or None) if request.recompute else report.left_out
+    again = recompute(agent, report, report.extra.get("cells", ()), wanted)
+    _tell_on_tombstones(agent.shell.user_ns, report, again)
+    return again
+
+
+def _tell_on_tombstones(
+    namespace: dict[str, Any], report: RestoreReport, again: Collection[Recomputed]
+) -> None:
+    """Let the tombstone of what was left out say why it could not be made again."""
+    outcomes = {o.name: o for o in again if o.status != "recomputed"}
+    for variable in report.variables:
+        outcome = outcomes.get(variable.name)
+        if outcome is not None and variable.name in report.left_out:
+            reason = _in_vain(variable.reason, outcome)
+            namespace[variable.name] = Tombstone(variable.name, variable.type_name, reason)
+
+
+def _in_vain(reason: str | None, outcome: Recomputed) -> str:
+    return f"{reason}; its cells cannot help: {outcome.reason}"
 
 
 def _loaded_model(
@@ -258,7 +319,7 @@ def _variable(model: dict[str, Any], outcome: Recomputed | None) -> dict[str, An
         how = f"its cells were run again ({outcome.seconds:.2g} s)"
         reason = "; ".join(filter(None, (how, outcome.reason)))
         return {**model, "status": "recomputed", "reason": reason, "digest": outcome.digest}
-    return {**model, "reason": f"{model['reason']}; its cells cannot help: {outcome.reason}"}
+    return {**model, "reason": _in_vain(model["reason"], outcome)}
 
 
 def _continues(agent: Agent, extra: Mapping[str, Any]) -> bool:

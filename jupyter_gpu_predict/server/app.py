@@ -83,7 +83,9 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         False,
         config=True,
         help="Let every restore run cells again to make what could not be saved, as "
-        "`%gpu restore NAME --recompute` does; only cells without observed side effects.",
+        "`%gpu restore NAME --recompute` does; only cells without observed side effects. And let "
+        "`%gpu snapshot` leave out what such cells were seen to make alike, twice at least, in a "
+        "tenth of the time that storing it takes.",
     )
     database_url = Unicode(
         "", config=True, help="SQLAlchemy URL of the database; empty: SQLite in `data_dir`."
@@ -303,6 +305,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
     async def _start_jupyter_server_extension(self, serverapp: Any) -> None:
         """Start the loop, then take over kernels of a server that was killed."""
         await self.loop_.start()
+        self.snapshots.start()
         await self.adoption.adopt(self.fleet)
 
     async def stop_extension(self) -> None:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Coroutine
 from typing import Any
@@ -38,6 +39,11 @@ LOAD_S = 6 * 3600.0
 
 VERIFY_POLL_S = 0.5
 
+FIRST_COLLECTION_S = 60.0
+"""How long after its start a server first removes what saves that were killed have left."""
+
+COLLECT_EVERY_S = 6 * 3600.0
+
 REASONS = {"long cell": "before a cell that is expected to run for long"}
 """What kernels do by themselves, in words."""
 
@@ -55,9 +61,16 @@ class Snapshots:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tidying = asyncio.Lock()
         self._verifying = asyncio.Lock()
+        self._closing = threading.Event()
+
+    def start(self) -> None:
+        """Begin to remove, soon and then rarely, what saves that were killed have left."""
+        # Not one of the event loop's threads, which the server waits for when it stops.
+        threading.Thread(target=self._collect, name="snapshot garbage", daemon=True).start()
 
     async def close(self) -> None:
         """Give up what is done behind the back of users."""
+        self._closing.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -307,6 +320,28 @@ class Snapshots:
                 verified=report.verified,
                 reason="; ".join(_problems(report)) or None,
             )
+
+    def _collect(self) -> None:
+        told, pause_s = False, FIRST_COLLECTION_S
+        while not self._closing.wait(pause_s):
+            pause_s = COLLECT_EVERY_S
+            try:
+                freed = self.store.collect_garbage()
+            except Exception as error:
+                # Whatever a library of a store raises, it may be over the next time.
+                if not told:
+                    log.warning(
+                        "Remains of broken-off saves in %s could not be removed: %s. Saving goes "
+                        "on. The next try is in %g hours; `jupyter gpu snapshots gc` tries at once",
+                        self.store.shown,
+                        error,
+                        COLLECT_EVERY_S / 3600,
+                    )
+                told = True
+            else:
+                told = False
+                if freed:
+                    log.info("%d bytes of broken-off saves removed", freed)
 
     def _saved(self) -> list[Saved]:
         listed = self.store.list()

@@ -7,7 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,10 @@ from .buffers import Source
 from .chunks import Buffer
 from .collector import paused_gc
 from .digest import digest, digests
+from .digest_bounded import bounded_digests
 from .grouping import Key
 from .libraries import absolute_paths, versions
+from .omission import Choose, leave_out
 from .pickling import Context
 from .report import CaptureReport, VariableReport, type_name
 from .sharing import Group, Plan, make_plan
@@ -65,6 +67,7 @@ def capture(
     labels: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    choose: Choose | None = None,
 ) -> CaptureReport:
     """Save the variables of `namespace`; what cannot be saved is named and left out.
 
@@ -90,6 +93,8 @@ def capture(
         Called with bytes done and bytes in all, at most ten times a second.
     cancelled
         Asked between chunks; a true answer ends the save.
+    choose
+        Says which variables to leave out, since they will be made again; see `omission`.
 
     Raises
     ------
@@ -119,6 +124,8 @@ def capture(
             state = prepare(
                 namespace, header, hidden, extra, digests=digests, make_stream=make_stream
             )
+            if choose is not None:
+                state = leave_out(state, choose)
             report = write(state, key, writer, chunks)
             done = True
         finally:
@@ -147,6 +154,7 @@ class Prepared:
     variables: tuple[VariableReport, ...]
     not_saved: tuple[str, ...]
     started_s: float
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def sources(self) -> dict[int, Source]:
@@ -184,6 +192,8 @@ def prepare(
         # What could not be pickled may also have no end for whoever walks it.
         saved = [n for n in variables if ("var", n) not in plan.failures]
         found = _digests(namespace, saved) if digests else {}
+        lost = [n for n in variables if ("var", n) in plan.failures]
+        found.update(bounded_digests(namespace, lost))
     reports = tuple(_report(n, value, plan, found.get(n, "")) for n, value in variables.items())
     missing = tuple(
         f"{_spoken(k)}: {f.reason}" for k, f in plan.failures.items() if k[0] == "extra"
@@ -196,6 +206,7 @@ _digests = digests
 
 def write(state: Prepared, key: bytes, writer: Writer, chunks: ChunkWriter) -> CaptureReport:
     """Write streams and memory, then the manifest."""
+    began = time.perf_counter()
     header, plan = state.header, state.plan
     sources = state.sources
     total = sum(g.stream.nbytes for g in plan.groups) + sum(s.nbytes for s in sources.values())
@@ -233,10 +244,11 @@ def write(state: Prepared, key: bytes, writer: Writer, chunks: ChunkWriter) -> C
         "buffers": buffers,
         "definitions": {k[1]: digest(c) for k, c in plan.class_kinds.items()},
         "variables": [_plain(report) for report in state.variables],
+        "recompute": {name: list(needs) for name, needs in state.left_out.items()},
     }
     chunks.tell(at_once=True)
     writer.manifest(snapshot_id, sign(manifest, key))
-    seconds = time.perf_counter() - state.started_s
+    ended = time.perf_counter()
     return CaptureReport(
         snapshot_id,
         header.name,
@@ -244,7 +256,8 @@ def write(state: Prepared, key: bytes, writer: Writer, chunks: ChunkWriter) -> C
         state.not_saved,
         writer.bytes_written,
         total,
-        seconds,
+        ended - state.started_s,
+        ended - began,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,20 +38,26 @@ class Pass:
     stream: Stream
     starts: list[int]
     large: bool = False
-    _met: tuple[int, frozenset[int]] = (0, frozenset())
 
-    @property
-    def met(self) -> frozenset[int]:
-        """The ``id`` of every instance that it has written."""
-        objects = self.pickler.met
-        if self._met[0] != len(objects):
-            self._met = len(objects), frozenset(map(id, objects))
-        return self._met[1]
+    def met(self) -> Iterator[int]:
+        """Return the ``id`` of every instance that it has written."""
+        return map(id, self.pickler.met)
 
     @property
     def classes(self) -> set[int]:
         """The numbers of the classes that must be loaded before."""
         return self.pickler.used_classes - inline(self.keys)
+
+
+def met_by(passes: Iterable[Pass]) -> Iterator[Container[int]]:
+    """Yield where to look for instances that the passes have written; first what is used once.
+
+    What shares an instance with them mostly begins with one, so that a set of all of them, which
+    takes more memory than a pickler's memo, is not made for the first question.
+    """
+    # That an iterator can be asked with `in` is more than its type says.
+    yield itertools.chain.from_iterable(one.met() for one in passes)  # type: ignore[misc]
+    yield frozenset(itertools.chain.from_iterable(one.met() for one in passes))
 
 
 def inline(keys: Iterable[Key]) -> frozenset[int]:
@@ -113,7 +120,7 @@ class Grouping:
 
     def _known_to(self, one: Pass, owner: Mapping[int, tuple[int, Any]]) -> set[int]:
         """Return the numbers of the passes that have an object in common with `one`."""
-        met = owner.keys() & one.met
+        met = {identity for identity in one.met() if identity in owner}
         found = {owner[i][0] for i in met if has_identity(self.context, owner[i][1])}
         boxes = {
             identity: entry

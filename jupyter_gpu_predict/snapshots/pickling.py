@@ -58,7 +58,7 @@ class Context:
         self.array_ranges: dict[int, tuple[int, int, Any]] = {}
         self.storage_ranges: dict[int, tuple[int, int, Any]] = {}
         self.kinds: dict[type, tuple[Handler | None, bool]] = {}
-        self.elsewhere: Container[int] = frozenset()
+        self.elsewhere: Callable[[], Iterator[Container[int]]] | None = None
         self.head: tuple[bytes, dict[int, Any]] | None = None
         self._class_indices: dict[int, int] = {}
         self._storages: dict[int, Any] = {}
@@ -195,9 +195,10 @@ class SnapshotPickler(pickle.Pickler):
         self.out_of_band = out_of_band
         self.met: list[Any] = []
         self.notes: list[str] = []
-        self.elsewhere = context.elsewhere
+        self.elsewhere: Container[int] = frozenset()
+        self._others = context.elsewhere() if context.elsewhere is not None else iter(())
         self._seed(file)
-        if not careful and not self.elsewhere:
+        if not careful and context.elsewhere is None:
             self.reducer_override = _quick(self)  # type: ignore[assignment,method-assign]
 
     def _seed(self, file: Stream) -> None:
@@ -224,6 +225,7 @@ class SnapshotPickler(pickle.Pickler):
         except KeyError:
             handler, constant = kinds[type(obj)] = _look_up(type(obj))
         if not constant:
+            self.elsewhere = next(self._others, self.elsewhere)
             if id(obj) in self.elsewhere and has_identity(self.context, obj):
                 raise SharedObject(id(obj))
             self.met.append(obj)

@@ -25,8 +25,11 @@ from .transfer import (
 if TYPE_CHECKING:
     from .stores import SnapshotStore
 
-KEPT_STREAM_BYTES = 32 << 20
+KEPT_STREAM_BYTES = 4 << 20
 """A stream up to this size is kept in memory; a longer one is read twice and checked twice."""
+
+READ_AHEAD_BYTES = 256 << 10
+"""Twice what the C unpickler asks for at a time where a stream has no frames."""
 
 
 class BlobReader:
@@ -77,7 +80,7 @@ class BlobReader:
             part = memory[group["offset"] : group["offset"] + group["nbytes"]]
             return io.BufferedReader(_Memory(part), 1 << 20)
         chunks = _Chunks(self._store, self._blobs[group["blob"]])
-        return io.BufferedReader(chunks, CHUNK_BYTES)
+        return io.BufferedReader(chunks, READ_AHEAD_BYTES)
 
     def _read(self, manifest: Mapping[str, Any], groups: Collection[int]) -> None:
         chosen = [manifest["groups"][number] for number in groups]

@@ -13,7 +13,7 @@ class VariableReport:
     `reason` says why nothing was (``status == "tombstone"``), or what of it differs, such as
     memory no longer shared. `path` is where inside the variable the fault lies. `nbytes` counts
     its stream and its memory, shared memory in each variable that shares it. `digest` is as
-    `snapshots.digest.digest` gives it.
+    `snapshots.digest.digest` gives it; a tombstone has one where that costs next to nothing.
     """
 
     name: str
@@ -30,7 +30,8 @@ class CaptureReport:
     """What a capture saved.
 
     `not_saved` names what of the extra state could not be saved. `bytes_written` counts what was
-    new to the store, `total_bytes` all that the snapshot holds.
+    new to the store, `total_bytes` all that the snapshot holds, and `writing_s` is how much of the
+    `seconds` was spent on reading memory and writing.
     """
 
     snapshot_id: str
@@ -40,6 +41,7 @@ class CaptureReport:
     bytes_written: int
     total_bytes: int
     seconds: float
+    writing_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class RestoredVariable:
     """What became of a variable.
 
     ``"mismatch"`` means that it was loaded but its digest is not the one taken when it was saved;
-    ``"recomputed"`` that it was not saved and its cells were run again.
+    ``"recomputed"`` that it was not saved and its cells were run again. `digest` is that of the
+    value now, or what is known of the one that a tombstone stands for.
     """
 
     name: str
@@ -62,7 +65,9 @@ class RestoreReport:
     """What a restore brought back.
 
     `extra` is what capture was given, less what is `not_restored`. `differences` has a sentence for
-    each library that is not here in the version the snapshot was made with.
+    each library that is not here in the version the snapshot was made with. `left_out` names the
+    tombstones of what could have been saved and is to be made again instead. `reading_s` is how
+    much of the `seconds` was spent on the store.
     """
 
     snapshot_id: str
@@ -73,6 +78,8 @@ class RestoreReport:
     bytes_read: int
     seconds: float
     differences: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    reading_s: float = 0.0
 
 
 def type_name(value: Any) -> str:

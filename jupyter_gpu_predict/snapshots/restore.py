@@ -15,6 +15,7 @@ from .digest import digest, digests
 from .forgiving import load_forgivingly
 from .grouping import Key
 from .libraries import absolute_paths, differences
+from .omission import CELLS, needed
 from .reading import BlobReader
 from .rebuild import Rebuild, SnapshotUnpickler
 from .report import RestoredVariable, RestoreReport
@@ -32,6 +33,7 @@ def restore(
     *,
     only: Collection[str] | None = None,
     check: bool = False,
+    with_cells: bool = False,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> RestoreReport:
@@ -50,6 +52,9 @@ def restore(
     check
         Compare the digest of each loaded variable with the one taken when it was saved, where one
         was.
+    with_cells
+        Besides `only`, load the extra state ``"cells"`` and the variables that these need, so that
+        what was left out can be made again.
     progress
         Called with bytes read and bytes in all, at most ten times a second.
     cancelled
@@ -71,8 +76,11 @@ def restore(
     started = time.perf_counter()
     manifest = verify(store.read(snapshot_id), key, snapshot_id)
     wanted = _wanted(manifest, only)
-    numbers = _groups(manifest, wanted)
+    if only is not None and with_cells:
+        wanted |= frozenset(needed(manifest, wanted))
+    numbers = _groups(manifest, wanted, with_cells=with_cells)
     blobs = BlobReader(store, manifest, numbers, progress=progress, cancelled=cancelled)
+    read_s = time.perf_counter() - started
     former = dict(namespace)
     rebuild = Rebuild(namespace, blobs.owners)
     if only is not None:
@@ -100,6 +108,8 @@ def restore(
         blobs.total_bytes,
         time.perf_counter() - started,
         differences(manifest["libraries"]),
+        tuple(name for name in manifest.get("recompute", ()) if name in wanted),
+        read_s,
     )
 
 
@@ -116,8 +126,9 @@ def _wanted(manifest: Mapping[str, Any], only: Collection[str] | None) -> frozen
     return frozenset(only)
 
 
-def _groups(manifest: Mapping[str, Any], wanted: frozenset[str]) -> list[int]:
+def _groups(manifest: Mapping[str, Any], wanted: frozenset[str], *, with_cells: bool) -> list[int]:
     """Return the numbers of the groups that hold what is wanted, and of the classes they need."""
+    cells = ["extra", CELLS] if with_cells else None
     groups = manifest["groups"]
     everything = len(wanted) == len(manifest["variables"])
     place = {k[1]: n for n, g in enumerate(groups) for k in g["keys"] if k[0] == "class"}
@@ -125,7 +136,8 @@ def _groups(manifest: Mapping[str, Any], wanted: frozenset[str]) -> list[int]:
     waiting = [
         number
         for number, group in enumerate(groups)
-        if everything or any(k[0] == "var" and k[1] in wanted for k in group["keys"])
+        if everything
+        or any((k[0] == "var" and k[1] in wanted) or k == cells for k in group["keys"])
     ]
     while waiting:
         number = waiting.pop()
@@ -192,7 +204,7 @@ def _settle(
         if saved["status"] != "tombstone":
             reason = faults.get(("var", name), "its stream is missing")
         namespace[name] = Tombstone(name, kind, reason, saved["path"])
-        return RestoredVariable(name, kind, "tombstone", reason, None)
+        return RestoredVariable(name, kind, "tombstone", reason, saved["digest"] or None)
     taken = hashes.get(name)
     if taken is not None and taken != saved["digest"]:
         reason = "its value differs from the one that was saved"

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import SnapshotCancelledError
 from .deep import call_deep
-from .grouping import Grouping, Key, Pass, inline
+from .grouping import Grouping, Key, Pass, inline, met_by
 from .identity import ATOMS, has_identity, is_shallow
 from .paths import find_path
 from .pickling import CannotSave, Context, SharedObject, SnapshotPickler, sentence
@@ -88,8 +88,11 @@ class _Planner:
         self.passes: list[Pass] = []
 
     def plan(self) -> Plan:
-        large = self._small_ones(list(self.values))
+        large, long = self._small_ones(list(self.values))
+        # The largest memo by far grows while little else is there.
         self._large_ones(large)
+        for key in long:
+            self._shallow(key)
         self._classes()
         self._aliases()
         self._spread_bad_classes()
@@ -105,9 +108,10 @@ class _Planner:
 
     # ------------------------------------------------------------------ first passes
 
-    def _small_ones(self, keys: Iterable[Key]) -> list[Key]:
-        """Pickle each value by itself and return the keys of those that are too large for that."""
+    def _small_ones(self, keys: Iterable[Key]) -> tuple[list[Key], list[Key]]:
+        """Pickle each value by itself; return the keys of large ones, and of long shallow ones."""
         large: list[Key] = []
+        long: list[Key] = []
         atoms: list[Key] = []
         for key in keys:
             value = self.values[key]
@@ -117,7 +121,10 @@ class _Planner:
                     self._pass(atoms)
                     atoms = []
             elif is_shallow(value):
-                self._pass([key])
+                if len(value) >= LARGE_ITEMS:
+                    long.append(key)
+                else:
+                    self._shallow(key)
             elif type(value) in (list, dict, tuple, set) and len(value) >= LARGE_ITEMS:
                 large.append(key)
             else:
@@ -127,30 +134,34 @@ class _Planner:
                     large.append(key)
         if atoms:
             self._pass(atoms)
-        return large
+        return large, long
+
+    def _shallow(self, key: Key) -> None:
+        if (one := self._pass([key])) is not None:
+            # Nothing in it can be another's too, and a memo takes more than its stream.
+            one.pickler.memo = {}
 
     def _large_ones(self, keys: list[Key]) -> None:
         """Pickle large values, into the stream of another where they meet an object of it."""
         known: list[Pass] = []
         for key in keys:
             if known:
-                sets = [one.met for one in known]
-                self.context.elsewhere = sets[0] if len(sets) == 1 else sets[0].union(*sets[1:])
+                self.context.elsewhere = partial(met_by, tuple(known))
             try:
                 one = self._pass([key], large=True)
             except SharedObject as shared:
-                one = self._join(next(o for o in known if shared.args[0] in o.met), key)
+                one = self._join(next(o for o in known if shared.args[0] in o.met()), key)
                 # A join that failed has put others in the place of the pass.
                 known = [other for other in known if other in self.passes]
             finally:
-                self.context.elsewhere = frozenset()
+                self.context.elsewhere = None
             if one is not None and one not in known:
                 known.append(one)
 
     def _join(self, other: Pass, key: Key) -> Pass | None:
         """Write a value behind those whose objects it shares."""
         start = other.stream.nbytes
-        self.context.elsewhere = frozenset()
+        self.context.elsewhere = None
         # It is known now that they share; the pickler would take its own objects for another's.
         other.pickler.elsewhere = frozenset()
         try:

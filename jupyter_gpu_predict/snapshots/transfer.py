@@ -79,9 +79,10 @@ class ChunkWriter:
         self._pool = ThreadPoolExecutor(WORKERS, "jupyter-gpu-predict-chunks")
         self._lock = threading.Lock()
         self._stop = False
-        self._stages: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        # Made when they are first needed: a session of small objects has none that long.
+        self._stages: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
         for _ in range(WORKERS):
-            self._stages.put(bytearray(CHUNK_BYTES))
+            self._stages.put(None)
         self._progress = progress
         self._cancelled = cancelled
         self._told_at = 0.0
@@ -198,7 +199,7 @@ class ChunkWriter:
             mark = self._fingerprint(data)
             name = self._known(mark)
         if name is None:
-            stage = self._stages.get()
+            stage = self._stages.get() or bytearray(CHUNK_BYTES)
             try:
                 copy = memoryview(stage)[: len(data)]
                 copy[:] = data

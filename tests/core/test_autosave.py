@@ -15,8 +15,8 @@ from jupyter_gpu_predict.core.model import (
     KernelView,
     PolicySettings,
     RiskLevel,
-    TakeSnapshot,
 )
+from jupyter_gpu_predict.core.plans import TakeSnapshot
 
 NOW = 10_000.0
 CHANGED = KernelView("kernel", None, changed_s=NOW - 601, last_used_s=NOW - 601)

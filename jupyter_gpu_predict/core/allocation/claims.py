@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..model import Claim, GpuView, LeaseState, Queue, Refuse, RiskLevel
+from ..model import Claim, GpuView, LeaseState, RiskLevel
+from ..plans import Queue, Refuse
 from ..sizes import format_bytes
 from .capacity import (
     RISK_RANK,

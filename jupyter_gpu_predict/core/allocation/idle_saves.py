@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..model import TakeSnapshot
+from ..plans import TakeSnapshot
 from .ledger import Ledger, short
 
 

@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..model import (
-    Action,
-    Bind,
-    Claim,
-    ClusterView,
-    GpuView,
-    KernelView,
-    LeaseState,
-    Migrate,
-    Prebind,
-    Reclaim,
-    Release,
-    Resize,
-    Rung,
-)
+from ..model import Claim, ClusterView, GpuView, KernelView, LeaseState, Rung
+from ..plans import Action, Bind, Migrate, Prebind, Reclaim, Release, Resize
 from .capacity import free_bytes, held_bytes, state_bytes
 
 _IN_USE = (LeaseState.BOUND, LeaseState.RESERVED)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..model import ClusterView, Plan
+from ..model import ClusterView
+from ..plans import Plan
 from .claims import grant_claims, in_order
 from .idle_saves import save_idle
 from .ledger import Ledger

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..model import Cordon, GpuView, LeaseState, Migrate, RiskLevel, TakeSnapshot
+from ..model import GpuView, LeaseState, RiskLevel
+from ..plans import Cordon, Migrate, TakeSnapshot
 from ..sizes import format_bytes
 from .capacity import RISK_RANK, takes_new_leases
 from .ledger import Entry, Ledger, names, short

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..model import GpuView, LeaseState, Migrate, Queue
+from ..model import GpuView, LeaseState
+from ..plans import Migrate, Queue
 from ..sizes import format_bytes
 from .capacity import RISK_RANK, takes_new_leases
 from .ledger import Entry, Ledger, short

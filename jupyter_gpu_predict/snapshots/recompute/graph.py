@@ -8,7 +8,7 @@ of the object, and running the chain up to there, in order, makes that version a
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .defuse import analyse
 from .mutation import Code, Mutation, find_mutation
@@ -104,6 +104,10 @@ class History:
         step.absent = frozenset(loads - self.current.keys() - set(run.bound))
         writes = {name for uses in units for name in uses.writes}
         before = dict(self.current)
+        unsure = self._unsure(run, writes)
+        for name in unsure:
+            step.needs[name] = Need(before[name], len(self.bindings[before[name]].chain))
+        run = replace(run, bound={**run.bound, **unsure})
         mutation = find_mutation(units, analysis, self, run)
         step.fault = _fault(run, units, writes, mutation)
         carried = frozenset(code for code, _ in used if code is not None)
@@ -113,7 +117,25 @@ class History:
             names = {*before, *self.current}
             mutation = Mutation(frozenset(), (frozenset(names),))
         self._share(before, mutation)
+        self._share(before, Mutation(frozenset(), tuple(frozenset({name}) for name in unsure)))
         self._mutate(index, {before[name] for name in names if name in before})
+
+    def _unsure(self, run: CellRun, writes: Iterable[str]) -> dict[str, str]:
+        """Return kinds of what the run may have bound anew without its having been seen.
+
+        Names are compared by the identity of what they stand for, which a new object gets again
+        from one that was let go of: ``x = None; x = [1]``. Whether it did or not, the name stands
+        for what the run leaves there when it had what was there before.
+        """
+        found = {}
+        for name in writes:
+            if name in run.bound or name in run.removed or name not in self.current:
+                continue
+            kind, mark = self.kind(name), run.before.get(name)
+            if kind.startswith("module:") or (mark and mark == run.after.get(name)):
+                continue
+            found[name] = kind if kind.startswith("code:") else "other"
+        return found
 
     def _used(self, index: int, analysis: Analysis) -> list[tuple[Code | None, Uses]]:
         """Return the cell itself and every function that running it may run."""

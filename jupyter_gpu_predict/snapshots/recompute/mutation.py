@@ -210,4 +210,5 @@ def _merge(groups: Iterable[frozenset[str]]) -> list[frozenset[str]]:
                 whole |= other
         for name in whole:
             owner[name] = whole
-    return [frozenset(g) for g in {id(g): g for g in owner.values()}.values() if len(g) > 1]
+    # One name alone may share too: what it stands for before with what it stands for afterwards.
+    return [frozenset(g) for g in {id(g): g for g in owner.values()}.values()]

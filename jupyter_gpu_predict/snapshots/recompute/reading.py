@@ -53,9 +53,10 @@ class Reader(ast.NodeVisitor):
 
     def _join(self, names: Iterable[str]) -> None:
         """Note that these may be, or hold, the same objects."""
-        joined = frozenset(names)
-        if len(joined) > 1:
-            self.uses.joins.add(joined)
+        names = list(names)
+        # Also one name twice: `x = [x]` holds what `x` was before.
+        if len(names) > 1:
+            self.uses.joins.add(frozenset(names))
 
     def _is_local(self, name: str) -> bool:
         return name in self.local or any(name in scope for scope in self._own)

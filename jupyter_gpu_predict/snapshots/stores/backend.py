@@ -64,18 +64,12 @@ class Upload(Protocol):
     def abort(self) -> None:
         """Drop what was written, or do nothing if it was published; never raises."""
 
-    def fileno(self) -> int | None:
-        """Return the file descriptor written to, if there is one."""
-
 
 class Lease(Protocol):
     """The right to write, held against the removal of garbage, or the other way round."""
 
     def renew(self) -> bool:
         """Keep the right; False if it was lost for a time, in which others had theirs."""
-
-    def fileno(self) -> int | None:
-        """Return the file descriptor that holds the right, if there is one."""
 
 
 class Backend(Protocol):

@@ -261,9 +261,6 @@ class FsspecUpload:
             with contextlib.suppress(Exception):
                 self._backend.fs.rm_file(self._name)
 
-    def fileno(self) -> None:
-        """Return None: there is no file descriptor."""
-
     def _told(self) -> AbstractContextManager[None]:
         return self._backend.told("write", writing=True)
 

@@ -106,19 +106,19 @@ class LocalBackend:
         """Share the lock, creating the folder on first use."""
         for folder in ("", "packs", "manifests", "notes"):
             _make_folder(self.path / folder)
-        with self._locked(fcntl.LOCK_SH, os.O_CREAT) as fd:
-            yield FileLease(fd)
+        with self._locked(fcntl.LOCK_SH, os.O_CREAT):
+            yield FileLease()
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[FileLease | None]:
         """Take the lock alone, if nobody has it."""
         with contextlib.ExitStack() as stack:
             try:
-                fd = stack.enter_context(self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB, 0))
+                stack.enter_context(self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB, 0))
             except (BlockingIOError, FileNotFoundError):
                 yield None
             else:
-                yield FileLease(fd)
+                yield FileLease()
 
     def sweep(self) -> int:
         """Remove temporary files."""
@@ -132,7 +132,7 @@ class LocalBackend:
         return freed
 
     @contextlib.contextmanager
-    def _locked(self, how: int, create: int) -> Iterator[int]:
+    def _locked(self, how: int, create: int) -> Iterator[None]:
         with told(self.path, "lock", missing=not create):
             fd = os.open(self.path / "lock", os.O_RDWR | create | os.O_CLOEXEC, 0o600)
         try:
@@ -140,7 +140,7 @@ class LocalBackend:
                 if not how & fcntl.LOCK_NB:
                     errors.enter_context(told(self.path, "lock"))
                 fcntl.flock(fd, how)
-            yield fd
+            yield
         finally:
             os.close(fd)
 
@@ -148,16 +148,9 @@ class LocalBackend:
 class FileLease:
     """A lock that the kernel drops when the last process that has it ends."""
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
     def renew(self) -> bool:
         """Return True: it cannot be lost."""
         return True
-
-    def fileno(self) -> int:
-        """Return the locked file descriptor."""
-        return self._fd
 
 
 class LocalUpload:
@@ -208,10 +201,6 @@ class LocalUpload:
                 os.close(fd)
         with contextlib.suppress(OSError):
             self._temporary.unlink()
-
-    def fileno(self) -> int | None:
-        """Return the file descriptor written to."""
-        return self._fd if self._fd >= 0 else None
 
 
 def _make_folder(folder: Path) -> None:

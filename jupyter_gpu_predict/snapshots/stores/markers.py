@@ -67,9 +67,6 @@ class Marker:
         """Return how long ago it was put; one of the clocks goes on while a machine sleeps."""
         return max(now - then for now, then in zip(_clocks(), self._put_at, strict=True))
 
-    def fileno(self) -> None:
-        """Return None: nothing needs to stay open."""
-
 
 class WriterMarker(Marker):
     """The right to write."""

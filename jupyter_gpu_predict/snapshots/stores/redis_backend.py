@@ -213,8 +213,5 @@ class RedisUpload:
             self._backend.client.delete(self._key())
             self._backend.client.srem(self._backend.key("uploads"), self._temporary)
 
-    def fileno(self) -> None:
-        """Return None: there is no file descriptor."""
-
     def _key(self) -> str:
         return self._backend.key(self._temporary)

@@ -80,14 +80,6 @@ class Writer:
         self.bytes_written += len(text)
         self.left_garbage = False
 
-    def fileno(self) -> int | None:
-        """Return the file descriptor of the open pack; None if there is none."""
-        return None if self._upload is None else self._upload.fileno()
-
-    def filenos(self) -> tuple[int, ...]:
-        """Return what a forked child that writes must keep open: the pack and the lock."""
-        return tuple(n for n in (self.fileno(), self._lease.fileno()) if n is not None)
-
     def close(self) -> None:
         """Drop the pack being written, if there is one."""
         upload, self._upload = self._upload, None

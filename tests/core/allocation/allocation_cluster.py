@@ -9,27 +9,29 @@ from jupyter_gpu_predict.core.allocation.lease import LeaseEvent, advance, open_
 from jupyter_gpu_predict.core.allocation.policy import decide
 from jupyter_gpu_predict.core.model import (
     MIB,
-    Bind,
     Claim,
     ClusterView,
-    Cordon,
     Forecast,
     GpuView,
     HorizonForecast,
     KernelView,
     Lease,
     LeaseState,
+    PolicySettings,
+    Quantiles,
+    RiskLevel,
+)
+from jupyter_gpu_predict.core.plans import (
+    Bind,
+    Cordon,
     Migrate,
     Plan,
-    PolicySettings,
     Prebind,
-    Quantiles,
     Queue,
     Reclaim,
     Refuse,
     Release,
     Resize,
-    RiskLevel,
     TakeSnapshot,
 )
 

@@ -18,19 +18,8 @@ from allocation_cluster import (
 from allocation_cluster import view as make_view
 
 from jupyter_gpu_predict.core.allocation.policy import decide
-from jupyter_gpu_predict.core.model import (
-    MIB,
-    Bind,
-    KernelView,
-    LeaseState,
-    Migrate,
-    Queue,
-    Reclaim,
-    Refuse,
-    Release,
-    Resize,
-    RiskLevel,
-)
+from jupyter_gpu_predict.core.model import MIB, KernelView, LeaseState, RiskLevel
+from jupyter_gpu_predict.core.plans import Bind, Migrate, Queue, Reclaim, Refuse, Release, Resize
 
 NEW = KernelView("new", None, busy=True, waiting=True)
 

@@ -6,7 +6,8 @@ import pytest
 from allocation_cluster import NOW, bound, claim, forecast, gpu, kinds, lease, of, suspended, view
 
 from jupyter_gpu_predict.core.allocation.policy import decide
-from jupyter_gpu_predict.core.model import MIB, KernelView, LeaseState, Prebind, Reclaim
+from jupyter_gpu_predict.core.model import MIB, KernelView, LeaseState
+from jupyter_gpu_predict.core.plans import Prebind, Reclaim
 
 
 def returning(probability: float = 0.8, *, high: int = 0, cost_s: float = 2.0, **changes):

@@ -6,7 +6,8 @@ import pytest
 from allocation_cluster import NOW, bound, claim, gpu, kinds, lease, of, view, waiting
 
 from jupyter_gpu_predict.core.allocation.policy import decide
-from jupyter_gpu_predict.core.model import MIB, KernelView, LeaseState, Reclaim, Release, Resize
+from jupyter_gpu_predict.core.model import MIB, KernelView, LeaseState
+from jupyter_gpu_predict.core.plans import Reclaim, Release, Resize
 
 
 def reserved(kernel_id: str, *, expires_s: float, suspended_mib: int = 0, **changes) -> KernelView:

@@ -6,18 +6,14 @@ import pytest
 from allocation_cluster import NOW, bound, claim, gpu, kinds, lease, of, suspended, view, waiting
 
 from jupyter_gpu_predict.core.allocation.policy import decide
-from jupyter_gpu_predict.core.model import (
-    MIB,
+from jupyter_gpu_predict.core.model import MIB, KernelView, LeaseState, RiskLevel, Rung
+from jupyter_gpu_predict.core.plans import (
     Bind,
     Cordon,
-    KernelView,
-    LeaseState,
     Migrate,
     Queue,
     Reclaim,
     Refuse,
-    RiskLevel,
-    Rung,
     TakeSnapshot,
 )
 

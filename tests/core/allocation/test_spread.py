@@ -5,7 +5,8 @@ from dataclasses import replace
 from allocation_cluster import bound, claim, gpu, kinds, of, view
 
 from jupyter_gpu_predict.core.allocation.policy import decide
-from jupyter_gpu_predict.core.model import MIB, Migrate, RiskLevel
+from jupyter_gpu_predict.core.model import MIB, RiskLevel
+from jupyter_gpu_predict.core.plans import Migrate
 
 OLD = {"duty": 0.6, "age_s": 600.0, "movable": True}
 

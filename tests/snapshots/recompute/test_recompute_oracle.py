@@ -132,6 +132,27 @@ def check(session: Session, lost: str) -> None:
             assert after[n] == before[n], (n, event, fresh.outcomes)
 
 
+@pytest.mark.parametrize("marks", [True, False])
+def test_an_object_in_the_place_of_one_that_is_gone_is_another(marks: bool) -> None:
+    cells = ("def f(x):\n    global b\n    b = [x, 0]", "g = map(f, [a, 0])", "a = [*g][:2]")
+    with contextlib.ExitStack() as stack:
+        if not marks:
+            stack.enter_context(mock.patch.object(cell_runs, "fingerprint", return_value=""))
+        session = Session().run(START, *cells)
+        again = Session().run("b = [*range(9)]", "del b\nb = [*range(7, 16)]")
+    fresh = session.make_again("b")
+    assert fresh["b"].status == "not offered" or fresh.namespace["b"] == [0, 0]
+    assert again.make_again("b").namespace["b"] == [*range(7, 16)]
+
+
+def test_what_a_name_stood_for_before_may_be_in_what_it_stands_for_now() -> None:
+    cells = ("g = (str(x) for x in b)", "b = S(v=b, w=0)", "b.v.append(0)")
+    session = Session().run(START, *cells)
+    fresh = session.make_again("g")
+    assert fresh["g"].status == "recomputed"
+    assert list(fresh.namespace["g"]) == list(session.namespace["g"]) == ["2", "0"]
+
+
 @pytest.mark.parametrize("lost", ["g"])
 def test_the_sessions_above_do_get_recomputed(lost: str) -> None:
     cells = ("a = [1, 2]", "b = list(a)", "g = (str(x) for x in b)", "c = next(g)")

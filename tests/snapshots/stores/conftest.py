@@ -26,10 +26,8 @@ def s3_server(tmp_path_factory):
 @pytest.fixture
 def s3(s3_server, monkeypatch):
     """Return the URL of a new bucket, with what leads to it in the environment."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "unchecked")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
     bucket = f"bucket-{secrets.token_hex(4)}"
     client = boto3.client("s3")
     client.create_bucket(Bucket=bucket)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ class RedisServer:
         with redis.Redis(port=self.port) as client:
             yield client
 
+    def add_user(self, name, password, commands=("+@all",)):
+        with self.client() as client:
+            client.acl_setuser(
+                name, enabled=True, passwords=[f"+{password}"], commands=commands, keys=["*"]
+            )
+
+    @contextlib.contextmanager
+    def refusing(self, name, password):
+        """Let a user in no more, also where they are in already."""
+        with self.client() as client:
+            client.acl_deluser(name)
+        try:
+            yield
+        finally:
+            self.add_user(name, password)
+
     def kill(self):
         self.process.kill()
         self.process.wait()
@@ -97,6 +114,30 @@ class S3Server:
         assert line, log.read_text()
         self.port = int(line)
         self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": "somebody",
+            "AWS_SECRET_ACCESS_KEY": "unchecked",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": self.url,
+        }
+
+    @contextlib.contextmanager
+    def refusing(self):
+        """Let nobody in: moto checks who asks, from the request of some number on."""
+        self._check_from("0")
+        try:
+            yield
+        finally:
+            self._check_from("inf")
+
+    def _check_from(self, count):
+        request = urllib.request.Request(
+            f"{self.url}/moto-api/reset-auth",
+            data=count.encode(),
+            headers={"Content-Type": "text/plain"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert answer.status == 200
 
     def stop(self):
         self.process.communicate()

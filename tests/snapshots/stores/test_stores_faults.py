@@ -8,7 +8,6 @@ import os
 import secrets
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -43,8 +42,7 @@ def every_call(store):
 class TestRedis:
     @pytest.mark.parametrize("user", ["nobody:secret-word", "reader:good"])
     def test_refused(self, redis_server, user):
-        with redis_server.client() as client:
-            client.acl_setuser("reader", enabled=True, passwords=["+good"], commands=["+hello"])
+        redis_server.add_user("reader", "good", ["+hello"])
         store = open_store(f"redis://{user}@{redis_server.address}/0?prefix=secret-word")
         for call in every_call(store):
             with pytest.raises(
@@ -121,13 +119,10 @@ class TestS3:
     def test_wrong_credentials(self, s3, s3_server):
         store = open_store(s3)
         former, _ = save(store, some(100))
-        authorize(s3_server, "0")
-        try:
+        with s3_server.refusing():
             for call in every_call(another(store)):
                 with pytest.raises(StorageAccessError, match=f"{s3} does not let us"):
                     call()
-        finally:
-            authorize(s3_server, "inf")
         check(open_store(s3), former)
 
     def test_no_credentials(self, s3, monkeypatch, tmp_path):
@@ -164,17 +159,6 @@ class TestS3:
         assert objects(direct) == before
         check(another(direct), former)
         save(direct, some(500))
-
-
-def authorize(server, count):
-    """Let moto check who asks, from the request of this number on."""
-    request = urllib.request.Request(
-        f"{server.url}/moto-api/reset-auth",
-        data=count.encode(),
-        headers={"Content-Type": "text/plain"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        assert answer.status == 200
 
 
 class TestLocal:

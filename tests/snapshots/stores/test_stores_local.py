@@ -128,6 +128,7 @@ def test_what_is_written_goes_to_the_disk_at_once(store, monkeypatch):
         return result
 
     monkeypatch.setattr(local, "_start_writeback", start)
+    monkeypatch.setattr(local, "_WRITEBACK_BYTES", 8 << 20)
     save(store, some(*[4 << 20] * 5))
     assert ranges == [(0, 8 << 20), (8 << 20, 8 << 20)]
 
@@ -137,7 +138,6 @@ def test_a_forked_child_goes_on_with_a_writer(store):
     snapshot_id = new_id()
     with store.writing() as writer:
         writer.add(chunk_name(chunks[0]), memoryview(chunks[0]))
-        assert set(writer.filenos()) == {writer.fileno(), writer._lease.fileno()}
         child = os.fork()
         if child == 0:
             code = 1
@@ -185,9 +185,8 @@ def run(script, *arguments):
 
 
 def test_kill_at_any_moment_leaves_whole_snapshots(store):
-    rounds = int(os.environ.get("JUPYTER_GPU_TEST_KILLS", "60"))
-    out = run("store_killed.py", store.path, rounds)
-    assert out.endswith(f"{rounds} kills\n")
+    rounds = int(os.environ.get("JUPYTER_GPU_TEST_KILLS", "200"))
+    assert run("store_killed.py", store.path, rounds).startswith("kills in the midst: ")
 
 
 @pytest.mark.parametrize("url", ["local", "s3", "redis"], indirect=True)
