@@ -92,7 +92,7 @@ class CheckpointRefusedError(RefusedError):
         The rung of the ladder to try instead, e.g. ``"in_place"``.
     """
 
-    def __init__(self, message: str, why: str, fallback: str) -> None:
+    def __init__(self, message: str, why: str = "", fallback: str = "") -> None:
         super().__init__(message)
         self.why = why
         self.fallback = fallback
@@ -112,7 +112,9 @@ class CheckpointFailedError(DeviceError):
         kernel's record names them, and another attempt takes up from there.
     """
 
-    def __init__(self, message: str, why: str, fallback: str, *, held: bool) -> None:
+    def __init__(
+        self, message: str, why: str = "", fallback: str = "", *, held: bool = False
+    ) -> None:
         super().__init__(message)
         self.why = why
         self.fallback = fallback

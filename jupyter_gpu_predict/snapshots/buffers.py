@@ -41,6 +41,7 @@ class BufferTable:
 
     def __init__(self) -> None:
         self.sources: list[Source] = []
+        self.foresee: Callable[[Source], None] | None = None
         self._by_owner: dict[int | tuple[int, int], int] = {}
 
     def add(self, source: Source) -> int:
@@ -61,6 +62,8 @@ class BufferTable:
         if index is None:
             index = self._by_owner[key] = len(self.sources)
             self.sources.append(source)
+            if self.foresee is not None:
+                self.foresee(source)
         return index
 
 

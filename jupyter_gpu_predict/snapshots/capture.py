@@ -28,7 +28,10 @@ from .streams import HANDED_ON_BYTES, Stream
 from .transfer import ChunkWriter, Names, Progress, StreamBlob
 
 OWN_BLOB_BYTES = 1 << 20
-"""Streams and buffers from this size on get a blob of their own."""
+"""Streams from this size on get a blob of their own."""
+
+OWN_CHUNK_BYTES = 64 << 10
+"""Memory from this size on gets a chunk of its own, which is then read to where it belongs."""
 
 SPARE_STREAM_BYTES = 64 << 20
 
@@ -122,7 +125,13 @@ def capture(
                 bound=longest_stream(),
             )
             state = prepare(
-                namespace, header, hidden, extra, digests=digests, make_stream=make_stream
+                namespace,
+                header,
+                hidden,
+                extra,
+                digests=digests,
+                make_stream=make_stream,
+                foresee=chunks.foresee,
             )
             if choose is not None:
                 state = leave_out(state, choose)
@@ -171,8 +180,9 @@ def prepare(
     *,
     digests: bool,
     make_stream: Callable[..., Stream] = Stream,
+    foresee: Callable[[Source], None] | None = None,
 ) -> Prepared:
-    """Pickle the variables of `namespace` into streams."""
+    """Pickle the variables of `namespace` into streams; `foresee` hears of memory as it is met."""
     started = time.perf_counter()
     hidden = frozenset(hidden)
     variables = {
@@ -188,6 +198,7 @@ def prepare(
     values.update(_flatten(extra or {}))
     with paused_gc():
         context = Context(namespace)
+        context.buffers.foresee = foresee
         plan = make_plan(context, values, make_stream=make_stream)
         # What could not be pickled may also have no end for whoever walks it.
         saved = [n for n in variables if ("var", n) not in plan.failures]
@@ -277,12 +288,12 @@ class _Blobs:
         entries = []
         for index, source in sources.items():
             data = source.read()
-            if len(data) < OWN_BLOB_BYTES:
+            if len(data) < OWN_CHUNK_BYTES:
                 place = self._with_others(data)
             else:
                 self.names.append([])
                 number = len(self.names) - 1
-                futures = self._chunks.memory(data)
+                futures = self._chunks.memory(source, data)
                 if source.device:
                     # One copy on the host at a time.
                     self.names[number] = self._chunks.wait(futures)

@@ -6,7 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SnapshotCancelledError, SnapshotDamagedError, SnapshotError
@@ -66,6 +66,7 @@ class BlobReader:
         self._blobs: list[Names] = manifest["blobs"]
         self._patched: Mapping[str, Any] = manifest["patched"]
         self._memory: dict[int, memoryview] = {}
+        self._lengths: dict[int, int] = {}
         self._zeros = chunk_name(bytes(CHUNK_BYTES))
         self._lock = threading.Lock()
         self._stop = False
@@ -118,6 +119,12 @@ class BlobReader:
             target[:] = self._memory[buffer["blob"]][start : start + buffer["nbytes"]]
 
     def _length(self, number: int) -> int:
+        known = self._lengths.get(number)
+        if known is None:
+            known = self._lengths[number] = self._measured(number)
+        return known
+
+    def _measured(self, number: int) -> int:
         patched = self._patched.get(str(number))
         if patched is not None:
             return sum(length for length, _ in patched["blocks"])
@@ -150,7 +157,7 @@ class BlobReader:
     def _await(self, futures: list[Future[None]]) -> None:
         told_at = time.monotonic()
         try:
-            for future in as_completed(futures):
+            for future in futures:
                 future.result()
                 if self._cancelled is not None and self._cancelled():
                     raise SnapshotCancelledError(

@@ -17,6 +17,7 @@ from .patches import Blocks, apply_patch, make_patch
 from .streams import HANDED_ON_BYTES, PAYLOAD_BYTES
 
 if TYPE_CHECKING:
+    from .buffers import Source
     from .stores import SnapshotStore
     from .stores.store import Writer
 
@@ -27,7 +28,13 @@ REPORT_S = 0.1
 PATCH_FROM_BYTES = 64 << 10
 """New bytes of a stream from which on a patch against its former self is tried."""
 
+LOOKED_AT = 8
+"""So many pieces of memory are looked at in one go; handing over one costs a tenth of a look."""
+
 Names = list[tuple[str, int]]
+Chunk = Future[tuple[str, int]] | tuple[str, int]
+"""A chunk that is being written, or one that the store had."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -83,6 +90,7 @@ class ChunkWriter:
         self._stages: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
         for _ in range(WORKERS):
             self._stages.put(None)
+        self._foreseen: dict[int, list[Future[list[bytes | None]]]] = {}
         self._progress = progress
         self._cancelled = cancelled
         self._told_at = 0.0
@@ -95,12 +103,30 @@ class ChunkWriter:
             self._cache.fingerprints = self._seen.fingerprints
             self._cache.bases = self._seen.bases
 
-    def memory(self, data: memoryview) -> list[Future[tuple[str, int]]]:
-        """Begin to write memory that is cut at fixed places."""
-        cuts = range(0, len(data), CHUNK_BYTES)
-        return [self._pool.submit(self._chunk, data[s : s + CHUNK_BYTES]) for s in cuts]
+    def foresee(self, source: Source) -> None:
+        """Begin to look at memory that will be written, while other objects are still pickled."""
+        if self._cache.fingerprints and not source.device and source.nbytes >= CHUNK_BYTES:
+            pieces = _pieces(source.read())
+            runs = (pieces[i : i + LOOKED_AT] for i in range(0, len(pieces), LOOKED_AT))
+            self._foreseen[id(source)] = [self._pool.submit(self._look, run) for run in runs]
 
-    def wait(self, futures: Iterable[Future[tuple[str, int]]]) -> Names:
+    def memory(self, source: Source, data: memoryview) -> list[Chunk]:
+        """Begin to write memory that is cut at fixed places."""
+        pieces = _pieces(data)
+        looks = self._foreseen.pop(id(source), ())
+        marks = [mark for look in looks for mark in look.result()]
+        if len(marks) != len(pieces):
+            return [self._pool.submit(self._chunk, piece) for piece in pieces]
+        found: list[Chunk] = []
+        for piece, mark in zip(pieces, marks, strict=True):
+            name = self._known(mark)
+            if name is None or mark is None:
+                found.append(self._pool.submit(self._chunk, piece))
+            else:
+                found.append(self._note(mark, name, len(piece)))
+        return found
+
+    def wait(self, chunks: Iterable[Chunk]) -> Names:
         """Return the chunks' names when all of them are in the store's pack.
 
         Raises
@@ -109,8 +135,8 @@ class ChunkWriter:
             If the save was cancelled meanwhile.
         """
         names = []
-        for future in futures:
-            names.append(future.result())
+        for chunk in chunks:
+            names.append(chunk.result() if isinstance(chunk, Future) else chunk)
             self.tell()
         return names
 
@@ -210,10 +236,16 @@ class ChunkWriter:
                     self._add(name, copy)
             finally:
                 self._stages.put(stage)
+        return self._note(mark, name, len(data))
+
+    def _note(self, mark: bytes | None, name: str, nbytes: int) -> tuple[str, int]:
         if mark:
             self._seen.fingerprints[mark] = name
-        self._count(len(data))
-        return name, len(data)
+        self._count(nbytes)
+        return name, nbytes
+
+    def _look(self, pieces: list[memoryview]) -> list[bytes | None]:
+        return [None if self._stop else self._fingerprint(piece) for piece in pieces]
 
     def _known(self, mark: bytes | None) -> str | None:
         if mark is None:
@@ -235,6 +267,10 @@ class ChunkWriter:
     def _count(self, nbytes: int) -> None:
         with self._lock:
             self.done_bytes += nbytes
+
+
+def _pieces(data: memoryview) -> list[memoryview]:
+    return [data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES)]
 
 
 def _drained(parts: list[Buffer]) -> Iterator[Buffer]:

@@ -1,0 +1,44 @@
+"""Classes whose instances are nothing but their attributes, as far as pickling goes."""
+
+from __future__ import annotations
+
+import copyreg
+import types
+
+
+class _Plain:
+    pass
+
+
+_ASKED = (
+    ("__reduce_ex__", "__reduce__", "__getattribute__"),
+    ("__getstate__", "__getnewargs__", "__getnewargs_ex__"),
+)
+
+
+def is_plain(kind: type) -> bool:
+    """Tell whether ``object.__reduce_ex__`` makes of an instance its class and its ``__dict__``.
+
+    That is so for a class that has nothing to say in the matter, no slots, and no more memory in
+    its instances than a class without bases has (``Objects/typeobject.c``, `reduce_newobj`).
+    """
+    try:
+        return (
+            all(
+                getattr(kind, n, None) is getattr(object, n, None)
+                for names in _ASKED
+                for n in names
+            )
+            and kind not in copyreg.dispatch_table
+            and kind.__basicsize__ == _Plain.__basicsize__
+            and kind.__itemsize__ == 0
+            and kind.__dictoffset__ == _Plain.__dictoffset__
+            and not copyreg._slotnames(kind)  # type: ignore[attr-defined]
+            and _dictionaries(kind) == [types.GetSetDescriptorType]
+        )
+    except Exception:
+        return False  # a metaclass of the user's may do anything
+
+
+def _dictionaries(kind: type) -> list[type]:
+    return [type(vars(c)["__dict__"]) for c in kind.__mro__ if "__dict__" in vars(c)]
