@@ -20,7 +20,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from jupyter_gpu_predict import errors
 from jupyter_gpu_predict.control.operations import Operation
 from jupyter_gpu_predict.control.records import Decision
-from jupyter_gpu_predict.core import model
+from jupyter_gpu_predict.core import model, plans
 from jupyter_gpu_predict.demo.client import Notebook
 from jupyter_gpu_predict.server.inputs import HEALTH_FIELDS
 
@@ -49,7 +49,7 @@ MIRRORS = {
     "ClusterView": model.ClusterView,
     "Policy": model.PolicySettings,
     "PolicyChange": model.PolicySettings,
-    "Plan": model.Plan,
+    "Plan": plans.Plan,
     "Decision": Decision,
     "Operation": Operation,
 }
@@ -105,7 +105,7 @@ def test_what_is_named_elsewhere_is_named_alike() -> None:
         assert f"_{reason}_error" in known
 
 
-@pytest.mark.parametrize("action", model.Action.__args__, ids=lambda a: a.__name__)
+@pytest.mark.parametrize("action", plans.Action.__args__, ids=lambda a: a.__name__)
 def test_every_action_of_a_plan_is_described(action: Any) -> None:
     described = SCHEMAS["Action"]
     assert action.__name__ in described["properties"]["action"]["enum"]
