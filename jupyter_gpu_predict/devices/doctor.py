@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import json
 import os
@@ -13,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DeviceError
+from ..errors import CheckpointFailedError, DeviceError
+from .cuda_checkpoint import CudaCheckpoint
 from .nvml import REMEDY, NvmlGpus
 from .visible import visible_uuids
 
 MIN_NVIDIA_ML_PY = (12, 560)
 MIN_TORCH = (2, 12)
 """First torch that can take device memory back in place by swapping a storage's pointer."""
+
+CHECKPOINT = "driver checkpoint"
 
 _NVIDIA_VENDOR = "0x10de"
 _DISPLAY_CLASSES = ("0x0300", "0x0302")
@@ -84,7 +88,23 @@ def check_devices(*, python: str = sys.executable, torch_timeout_s: float = 60.0
         _check_nvidia_ml_py(),
         *_check_torch(python, torch_timeout_s, driver),
         _check_visible(driver),
+        Check(CHECKPOINT, None, "There is no NVIDIA driver to ask.")
+        if driver is None
+        else check_checkpoint(CudaCheckpoint(keep=lambda record: None)),
     ]
+
+
+def check_checkpoint(checkpoints: CudaCheckpoint) -> Check:
+    """Check whether the driver can take whole processes off a GPU; nothing is taken off."""
+    try:
+        found = asyncio.run(checkpoints.assess("doctor", os.getpid()))
+    except CheckpointFailedError as error:
+        return Check(CHECKPOINT, False, str(error), "Memory is taken back in place meanwhile.")
+    # This process uses no CUDA, which is what is told where nothing stands against it.
+    if found.refusal is None or found.refusal.why == "no_cuda":
+        detail = f"Driver {found.driver_version} has it (asked through {found.way})."
+        return Check(CHECKPOINT, True, f"{detail} Not used yet.")
+    return Check(CHECKPOINT, False, found.refusal.message, "Memory is taken back in place.")
 
 
 def _check_driver(answers: bool) -> Check:

@@ -19,6 +19,7 @@ NAMES = [
     "torch",
     "torch and CUDA match",
     "CUDA_VISIBLE_DEVICES",
+    "driver checkpoint",
 ]
 
 
