@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from typing import Any
 
 from ...errors import BadInputError
-from . import cuda, simulated
+from . import accelerator, simulated
 from .exports import export_reason
 from .graph import is_node_type, saved_tensors
 from .loaded import loaded_torch
 from .region import ranges
-
-DEVICES = ("simulated", "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,25 @@ class Holdings:
     """Living storages of one device; `storages` are torch ``UntypedStorage`` objects.
 
     `used_bytes` is all device memory found, also what must stay. Suspended storages are host
-    memory and not counted. `graphs` is the number of living CUDA graphs.
+    memory and not counted. `graphs` is the number of living CUDA graphs, `addresses` where the
+    device memory lies, in order.
     """
 
     storages: tuple[Any, ...] = ()
     used_bytes: int = 0
     skipped: tuple[Skipped, ...] = ()
     graphs: int = 0
+    addresses: tuple[int, ...] = ()
+
+    def unseen_bytes(self, blocks: Sequence[tuple[int, int]]) -> int:
+        """Return the bytes of an allocator's blocks in which no storage was found."""
+        found = self.addresses
+        missed = 0
+        for start, nbytes in blocks:
+            place = bisect_left(found, start)
+            if place == len(found) or found[place] >= start + nbytes:
+                missed += nbytes
+        return missed
 
     @property
     def movable_bytes(self) -> int:
@@ -47,20 +59,25 @@ class Holdings:
 
 
 def scan(device: str) -> Holdings:
-    """Find every storage of `device` (``"simulated"`` or ``"cuda"``) that lives in this process.
+    """Find every storage of `device` that lives in this process.
 
     Each storage is counted once, however many tensors and views share it. The garbage collector
     does not show tensors held only by C++ code that is not reachable from a tensor, a module or an
-    autograd graph; such memory is not counted.
+    autograd graph; such memory is not counted, and `Holdings.unseen_bytes` tells how much it is.
+
+    Parameters
+    ----------
+    device
+        ``"simulated"``, or a type of device that torch has an allocator for, such as ``"cuda"``.
 
     Raises
     ------
     BadInputError
-        If `device` is neither.
+        If torch has no such device.
     """
-    if device not in DEVICES:
-        raise BadInputError(f"device {device!r} is not one of {', '.join(DEVICES)}")
     torch = loaded_torch()
+    if device != "simulated":
+        check_device(torch, device)
     if torch is None:
         return Holdings()
     with torch._C.DisableTorchFunction(), torch.no_grad():
@@ -69,14 +86,33 @@ def scan(device: str) -> Holdings:
     return search.result()
 
 
+def check_device(torch: Any, device: str) -> None:
+    """Refuse a type of device whose memory cannot be accounted for; ``"cuda"`` is known unloaded.
+
+    Raises
+    ------
+    BadInputError
+        If it is unknown, or has no calls for its memory.
+    """
+    module = None if torch is None else getattr(torch, device, None)
+    if device != "cuda" and not all(hasattr(module, name) for name in _CALLS):
+        raise BadInputError(
+            f"device {device!r} is neither 'simulated' nor one whose memory torch gives account of"
+        )
+
+
+_CALLS = ("device_count", "empty_cache", "is_initialized", "memory_snapshot", "synchronize")
+
+
 class _Search:
     """One walk over the process; a class because tensors lead to further tensors."""
 
     def __init__(self, torch: Any, device: str) -> None:
         self.torch = torch
         self.base = torch._C.TensorBase
-        self.is_here = cuda.is_here if device == "cuda" else simulated.is_here
-        self.host_reason = cuda.host_reason if device == "cuda" else simulated.host_reason
+        simulating = device == "simulated"
+        self.is_here = simulated.is_here if simulating else partial(accelerator.is_here, device)
+        self.host_reason = simulated.host_reason if simulating else accelerator.host_reason
         self.storages: dict[int, Any] = {}
         self.skipped: list[Skipped] = []
         self.graphs = 0
@@ -165,7 +201,7 @@ class _Search:
             self.storages[identity] = storage
 
     def result(self) -> Holdings:
-        movable, used = [], 0
+        movable, used, addresses = [], 0, []
         suspended = ranges()
         for storage in self.storages.values():
             nbytes = storage.nbytes()
@@ -186,12 +222,14 @@ class _Search:
                 self.skipped.append(Skipped(reason, nbytes, False))
                 continue
             used += nbytes
+            addresses.append(address)
             reason = export_reason(storage)
             if reason is None:
                 movable.append(storage)
             else:
                 self.skipped.append(Skipped(reason, nbytes, True))
-        return Holdings(tuple(movable), used, tuple(self.skipped), self.graphs)
+        addresses.sort()
+        return Holdings(tuple(movable), used, tuple(self.skipped), self.graphs, tuple(addresses))
 
 
 def _script_tensors(torch: Any, module: Any) -> Iterable[Any]:

@@ -14,14 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...errors import BadInputError, RefusedError
-from .cuda import CudaAdapter
+from ...errors import DeviceError, RefusedError
+from .accelerator import AcceleratorAdapter
 from .exports import export_reason, install_export_tracking, watch_numpy
-from .holdings import Holdings, scan
+from .holdings import Holdings, check_device, scan
 from .loaded import loaded_torch
 from .region import Region
+from .segments import Segment, choose_by_segment
 from .simulated import SimulatedAdapter
 from .work import threads_at_work
+
+UNSEEN = "in use by something that only the allocator knows of"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,9 @@ class Adapter(Protocol):
 
     def quiesce(self, torch: Any) -> None:
         """Wait until nothing in flight uses an address that is about to change."""
+
+    def segments(self, torch: Any) -> list[Segment]:
+        """Return what the allocator has of the device, as far as it keeps account."""
 
     def save(self, torch: Any, storages: Sequence[Any]) -> tuple[Region, list[int]]:
         """Copy the bytes of `storages` to the host; return the region and each one's offset."""
@@ -99,12 +105,17 @@ class Offloader:
 
     Parameters
     ----------
-    device : {"simulated", "cuda"}
-        Whose memory is moved.
+    device : str
+        Whose memory is moved: ``"simulated"``, or a type of device of torch's such as ``"cuda"``.
     spill_dir : str
         Folder for spill files (simulated GPUs); made with mode 0700 if absent.
     at_work : callable, optional
         Returns a sentence for each thread whose work forbids moving memory now.
+
+    Raises
+    ------
+    BadInputError
+        If torch has no such device.
     """
 
     def __init__(
@@ -113,11 +124,13 @@ class Offloader:
         spill_dir: str,
         at_work: Callable[[], Sequence[str]] = threads_at_work,
     ) -> None:
-        if device not in {"simulated", "cuda"}:
-            raise BadInputError(f"device {device!r} is neither 'simulated' nor 'cuda'")
+        if device != "simulated":
+            check_device(loaded_torch(), device)
         self.device = device
         self._adapter: Adapter = (
-            CudaAdapter() if device == "cuda" else SimulatedAdapter(str(spill_dir))
+            SimulatedAdapter(str(spill_dir))
+            if device == "simulated"
+            else AcceleratorAdapter(device)
         )
         self._at_work = at_work
         self._held: list[_Suspended] = []
@@ -134,7 +147,9 @@ class Offloader:
         return "suspended" if self.suspended_bytes else "resident"
 
     def suspend(self, wanted_bytes: int | None = None) -> SuspendReport:
-        """Move device memory to the host, all of it or the fewest storages that free enough.
+        """Move device memory to the host, all of it or so much that enough falls free.
+
+        Where the allocator tells its segments, enough of these fall free as a whole.
 
         Called while suspended it takes what was created since.
 
@@ -158,8 +173,11 @@ class Offloader:
                     f"{holdings.graphs} CUDA graphs are alive and hold fixed addresses; delete "
                     "them to let this kernel's memory be moved"
                 )
-            kept = _kept((s.reason, s.nbytes) for s in holdings.skipped if s.on_device)
-            storages = _choose(holdings, wanted_bytes)
+            segments = self._adapter.segments(torch)
+            unseen = holdings.unseen_bytes([b for s in segments for b in s.blocks])
+            stay = ((s.reason, s.nbytes) for s in holdings.skipped if s.on_device)
+            kept = _kept([*stay, (UNSEEN, unseen)])
+            storages = _choose(holdings, segments, wanted_bytes)
             del holdings
             freed, count = sum(s.nbytes() for s in storages), len(storages)
             if storages:
@@ -247,7 +265,15 @@ class Offloader:
     def _move_back(self, torch: Any, storages: list[Any]) -> None:
         adapter = self._adapter
         with torch._C.DisableTorchFunction():
-            fresh = [adapter.allocate(torch, s) for s in storages]
+            fresh: list[Any] = []
+            try:
+                for storage in storages:
+                    fresh.append(adapter.allocate(torch, storage))  # noqa: PERF401 - seen if cut
+            except DeviceError:
+                # What was there is somebody else's again, and not kept in the allocator's cache.
+                fresh.clear()
+                adapter.settle(torch)
+                raise
             adapter.quiesce(torch)
             for storage, block in zip(storages, fresh, strict=True):
                 adapter.fetch(torch, storage, block)
@@ -276,9 +302,12 @@ def _swap(torch: Any, storages: Sequence[Any], others: Sequence[Any]) -> None:
         raise
 
 
-def _choose(holdings: Holdings, wanted_bytes: int | None) -> list[Any]:
+def _choose(holdings: Holdings, segments: Sequence[Segment], wanted_bytes: int | None) -> list[Any]:
     if wanted_bytes is None:
         return list(holdings.storages)
+    if segments:
+        some = choose_by_segment(segments, holdings.storages, wanted_bytes)
+        return list(holdings.storages) if some is None else some
     chosen, freed = [], 0
     for storage in sorted(holdings.storages, key=lambda s: -int(s.nbytes())):
         if freed >= wanted_bytes:
@@ -291,5 +320,6 @@ def _choose(holdings: Holdings, wanted_bytes: int | None) -> list[Any]:
 def _kept(pairs: Any) -> tuple[tuple[str, int], ...]:
     total: dict[str, int] = {}
     for reason, nbytes in pairs:
-        total[reason] = total.get(reason, 0) + nbytes
+        if nbytes:
+            total[reason] = total.get(reason, 0) + nbytes
     return tuple(total.items())

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import DeviceError, RefusedError, StorageFullError
 from .region import Region, layout
+from .segments import Segment
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
@@ -44,6 +45,10 @@ class SimulatedAdapter:
 
     def quiesce(self, torch: Any) -> None:
         """Do nothing: CPU work is over when its call returns."""
+
+    def segments(self, torch: Any) -> list[Segment]:
+        """Return none: the heap keeps no account of whose a block is."""
+        return []
 
     def save(self, torch: Any, storages: Sequence[Any]) -> tuple[Region, list[int]]:
         """Write the bytes of `storages` to a spill file and map it.

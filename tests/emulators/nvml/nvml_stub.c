@@ -11,6 +11,8 @@
  *   gpu.0.uuid GPU-0 / name / total / used / reserved / load / temperature / power_mw / ...
  *   gpu.0.processes 100:4096,101:8192        pid:bytes
  *   gpu.0.xids 31,79                         every XID so far; each is told once
+ *   accelerator PATH                         ledger of the emulated accelerator: what its living
+ *                                            processes hold comes on top of used and processes
  *
  * A value that is not in the file is "not supported". NVML_STUB_OLD leaves out what old drivers do
  * not have.
@@ -20,6 +22,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include "../accelerator/src/ledger.h"
 
 enum {
   OK = 0,
@@ -195,10 +199,38 @@ int nvmlDeviceGetName(device_t *gpu, char *out, unsigned size) {
   return OK;
 }
 
+/* Finds the next living process that holds memory of an emulated device. */
+static int next_holder(FILE *ledger, int gpu, ledger_record_t *out) {
+  while (ledger && fread(out, sizeof *out, 1, ledger) == 1)
+    if (out->device == (uint64_t)gpu && ledger_counts(out)) return 1;
+  return 0;
+}
+
+static FILE *open_ledger(void) {
+  char path[512];
+  ledger_header_t header;
+  FILE *file = look_up("accelerator", path, sizeof path) ? fopen(path, "re") : NULL;
+  if (file && (fread(&header, sizeof header, 1, file) != 1 || header.magic != LEDGER_MAGIC)) {
+    fclose(file);
+    file = NULL;
+  }
+  return file;
+}
+
+static int used_bytes(int gpu, unsigned long long *out) {
+  ledger_record_t record;
+  FILE *ledger;
+  if (!number_of(gpu, "used", out)) return 0;
+  ledger = open_ledger();
+  while (next_holder(ledger, gpu, &record)) *out += record.bytes;
+  if (ledger) fclose(ledger);
+  return 1;
+}
+
 int nvmlDeviceGetMemoryInfo(device_t *gpu, memory_t *out) {
   BEGIN(gpu->index);
   if (!number_of(gpu->index, "total", &out->total)) return NOT_SUPPORTED;
-  if (!number_of(gpu->index, "used", &out->used)) return NOT_SUPPORTED;
+  if (!used_bytes(gpu->index, &out->used)) return NOT_SUPPORTED;
   out->free = out->total - out->used;
   return OK;
 }
@@ -227,6 +259,8 @@ int nvmlDeviceGetPowerUsage(device_t *gpu, unsigned *out) {
 
 static int processes(device_t *gpu, unsigned *count, process_t *out) {
   char text[512], *rest = text, *entry;
+  ledger_record_t record;
+  FILE *ledger;
   unsigned room = *count;
   if (!of_gpu(gpu->index, "processes", text, sizeof text)) return NOT_SUPPORTED;
   *count = 0;
@@ -241,6 +275,16 @@ static int processes(device_t *gpu, unsigned *count, process_t *out) {
     }
     ++*count;
   }
+  ledger = open_ledger();
+  while (next_holder(ledger, gpu->index, &record)) {
+    if (out && *count < room) {
+      memset(&out[*count], 0, sizeof *out);
+      out[*count].pid = (unsigned)record.pid;
+      out[*count].used = record.bytes;
+    }
+    ++*count;
+  }
+  if (ledger) fclose(ledger);
   if (*count == 0) return OK;
   return out && *count <= room ? OK : INSUFFICIENT_SIZE;
 }
@@ -367,7 +411,7 @@ int nvmlEventSetFree(event_set_t *set) {
 int nvmlDeviceGetMemoryInfo_v2(device_t *gpu, memory_v2_t *out) {
   BEGIN(gpu->index);
   if (!number_of(gpu->index, "total", &out->total)) return NOT_SUPPORTED;
-  if (!number_of(gpu->index, "used", &out->used)) return NOT_SUPPORTED;
+  if (!used_bytes(gpu->index, &out->used)) return NOT_SUPPORTED;
   if (!number_of(gpu->index, "reserved", &out->reserved)) out->reserved = 0;
   out->free = out->total - out->reserved - out->used;
   return OK;

@@ -1,8 +1,9 @@
-"""CUDA devices.
+"""Devices that torch has an allocator of its own for: CUDA, and others with the same calls.
 
-Unproven: written from CUDA's and torch's documented behaviour and not yet run on a GPU. The tests
-marked ``gpu`` are its proof. A suspended storage points to page-locked host memory, which unified
-addressing lets kernels read and write in place.
+Proven on the emulated accelerator. What is CUDA's alone, page-locking and unified addressing, is
+unproven: written from documented behaviour and not yet run on a GPU. The tests marked ``gpu`` are
+its proof. There a suspended storage points to page-locked host memory, which kernels read and write
+in place.
 """
 
 from __future__ import annotations
@@ -14,33 +15,54 @@ from typing import Any
 
 from ...errors import DeviceError, StorageFullError
 from .region import Region, layout
+from .segments import Segment
 
 _ATTRIBUTE = "_jupyter_gpu_region"
 _PORTABLE_AND_MAPPED = 1 | 2  # cudaHostRegisterPortable | cudaHostRegisterMapped
 
 
-def is_here(storage: Any) -> bool:
-    """Return whether a storage belongs to a CUDA device."""
-    return bool(storage.is_cuda)
+def is_here(device: str, storage: Any) -> bool:
+    """Return whether a storage belongs to a device of that type."""
+    return bool(storage.device.type == device)
 
 
 def host_reason(storage: Any) -> str | None:
-    """Return ``None``: a CUDA storage is device memory unless a region holds it."""
+    """Return ``None``: such a storage is device memory unless a region holds it."""
     return None
 
 
-class CudaAdapter:
-    """Device memory of torch's CUDA allocator, host copies in page-locked memory (unproven)."""
+class AcceleratorAdapter:
+    """Device memory of torch's allocator for `device`, host copies in anonymous memory."""
 
-    device = "cuda"
+    def __init__(self, device: str) -> None:
+        self.device = device
 
     def quiesce(self, torch: Any) -> None:
         """Wait until no kernel in flight uses an address that is about to change."""
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(index)
+        module = getattr(torch, self.device)
+        for index in range(module.device_count()):
+            module.synchronize(index)
+
+    def segments(self, torch: Any) -> list[Segment]:
+        """Return the allocator's segments, with the blocks that it has handed out."""
+        module = getattr(torch, self.device)
+        if not module.is_initialized():
+            return []
+        return [
+            Segment(
+                segment["address"],
+                segment["total_size"],
+                tuple(
+                    (block["address"], block["size"])
+                    for block in segment["blocks"]
+                    if block["state"] != "inactive"
+                ),
+            )
+            for segment in module.memory_snapshot()
+        ]
 
     def save(self, torch: Any, storages: Sequence[Any]) -> tuple[Region, list[int]]:
-        """Copy `storages` to fresh page-locked memory.
+        """Copy `storages` to fresh memory, which on CUDA is page-locked.
 
         Raises
         ------
@@ -57,14 +79,8 @@ class CudaAdapter:
                 "stays on the device"
             ) from e
         region.enroll()
-        runtime = torch.cuda.cudart()
-        code = int(runtime.cudaHostRegister(region.base, total, _PORTABLE_AND_MAPPED))
-        if code:
-            raise StorageFullError(
-                f"the host does not let {total} bytes be page-locked (cudaHostRegister says "
-                f"{code}); everything stays on the device: raise the memlock limit"
-            )
-        region.on_drop = functools.partial(runtime.cudaHostUnregister, region.base)
+        if self.device == "cuda":
+            _lock_pages(torch, region, total)
         for storage, offset in zip(storages, offsets, strict=True):
             host = torch.frombuffer(
                 region, dtype=torch.uint8, offset=offset, count=storage.nbytes()
@@ -74,7 +90,7 @@ class CudaAdapter:
         return region, offsets
 
     def alias(self, torch: Any, region: Region, offset: int, storage: Any) -> Any:
-        """Return a storage that says CUDA and points into `region`."""
+        """Return a storage that says it is on the device and points into `region`."""
         return torch._C._construct_storage_from_data_pointer(
             region.base + offset, storage.device, storage.nbytes()
         )
@@ -112,7 +128,18 @@ class CudaAdapter:
     def settle(self, torch: Any) -> None:
         """Give freed blocks back to the driver, so that other processes can have them."""
         self.quiesce(torch)
-        torch.cuda.empty_cache()
+        getattr(torch, self.device).empty_cache()
+
+
+def _lock_pages(torch: Any, region: Region, total: int) -> None:
+    runtime = torch.cuda.cudart()
+    code = int(runtime.cudaHostRegister(region.base, total, _PORTABLE_AND_MAPPED))
+    if code:
+        raise StorageFullError(
+            f"the host does not let {total} bytes be page-locked (cudaHostRegister says "
+            f"{code}); everything stays on the device: raise the memlock limit"
+        )
+    region.on_drop = functools.partial(runtime.cudaHostUnregister, region.base)
 
 
 def _bytes_of(torch: Any, storage: Any) -> Any:

@@ -1,0 +1,66 @@
+"""Which storages to take so that the allocator really gives memory back.
+
+An allocator gets memory from the device in segments and cuts them into blocks; a segment goes back
+whole or not at all. One tensor left in each keeps them all.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of device memory: address, bytes, and its blocks in use as (address, bytes)."""
+
+    start: int
+    nbytes: int
+    blocks: tuple[tuple[int, int], ...]
+
+
+def choose_by_segment(
+    segments: Sequence[Segment], storages: Sequence[Any], wanted_bytes: int
+) -> list[Any] | None:
+    """Return storages with which segments of at least `wanted_bytes` fall free.
+
+    Few bytes are moved for it: the segments are as few as will do, and the last one is the smallest
+    that suffices. ``None`` if all that can be moved would free less.
+
+    Parameters
+    ----------
+    storages
+        Those that can be moved.
+    """
+    inside = _inside(segments, storages)
+    free = [s for s in segments if s.blocks and len(inside[s.start]) == len(s.blocks)]
+    free.sort(key=lambda s: s.nbytes, reverse=True)
+    chosen: list[Segment] = []
+    missing = wanted_bytes
+    while missing > 0:
+        if not free:
+            return None
+        enough = [s for s in free if s.nbytes >= missing]
+        segment = enough[-1] if enough else free[0]
+        free.remove(segment)
+        chosen.append(segment)
+        missing -= segment.nbytes
+    return [storage for s in chosen for storage in inside[s.start].values()]
+
+
+def _inside(
+    segments: Sequence[Segment], storages: Sequence[Any]
+) -> Mapping[int, dict[tuple[int, int], Any]]:
+    """Return, for the start of each segment, which block each storage in it has."""
+    blocks = sorted((*block, s.start) for s in segments for block in s.blocks)
+    starts = [block[0] for block in blocks]
+    found: dict[int, dict[tuple[int, int], Any]] = {s.start: {} for s in segments}
+    for storage in storages:
+        place = bisect_right(starts, storage.data_ptr()) - 1
+        if place >= 0:
+            start, nbytes, segment = blocks[place]
+            if storage.data_ptr() < start + nbytes:
+                found[segment][start, nbytes] = storage
+    return found
