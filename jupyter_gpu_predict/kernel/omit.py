@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ class Omitter:
 
     def __init__(self) -> None:
         self._speeds: dict[str, Speeds] = {}
-        self._sightings = Sightings()
+        self.sightings = Sightings(uuid.uuid4().hex)
 
     def saved(self, folder: str, report: CaptureReport) -> None:
         """Take note of how long a save took.
@@ -52,7 +53,7 @@ class Omitter:
 
         A variable is left out if storing and loading it takes at least ten times as long as its
         cells, and if these gave the same digest each time they were seen to run on the same inputs,
-        twice at least.
+        in two processes at least.
 
         Parameters
         ----------
@@ -70,7 +71,7 @@ class Omitter:
         found = {}
         for name, again in plans.items():
             taken = digest_in(namespace, namespace[name])
-            seen = self._sightings.see(mark_of(history, again), runs_of(history, again), taken)
+            seen = self.sightings.see(mark_of(history, again), runs_of(history, again), taken)
             if better_recomputed(alone[name], speed[name], again.seconds, seen):
                 reason = _said(again.seconds, alone[name] / speed[name])
                 needs = {fed for rerun in again.reruns for fed in rerun.fed}

@@ -153,6 +153,7 @@ def _what(agent: Agent, request: SnapshotRequest) -> dict[str, Any]:
         outside["not carried"] = refusals
     outside["session"] = agent.session_id
     outside["cells"] = records_for_snapshot(agent)
+    outside["sightings"] = agent.saves.omitter.sightings.plain()
     return {
         "name": request.name,
         "now_s": time.time(),
@@ -242,6 +243,8 @@ def load_state(
     # After what is outside: cells may depend on the environment or on a library's settings.
     again = _made_again(agent, report, request)
     adopt_records(agent, report, report.extra.get("cells", ()), again)
+    last = max((run["number"] for run in report.extra.get("cells", ())), default=0)
+    agent.saves.omitter.sightings.adopt(report.extra.get("sightings", ()), last)
     agent.offer = None
     notes += [f"not carried: {text}" for text in report.extra.get("not carried", ())]
     return _loaded_model(report, notes, again)

@@ -262,6 +262,10 @@ class SnapshotPickler(pickle.Pickler):
         except Exception as second:
             raise CannotSave(obj, reason) from second
 
+    def keep_to_itself(self) -> None:
+        """Take no object for another stream's any more."""
+        self.elsewhere, self._others = frozenset(), iter(())
+
     def refuse(self, obj: Any, reason: str) -> NoReturn:
         """End this stream because of `obj`."""
         raise CannotSave(obj, reason)
@@ -289,6 +293,8 @@ class SnapshotPickler(pickle.Pickler):
         """Write inside the block without remembering anything of it."""
         lists: tuple[list[Any], ...] = (self.out_of_band, self.met, self.notes)
         lengths = [len(one) for one in lists]
+        # Whose objects these are is what is asked; none is refused for being another's.
+        self.keep_to_itself()
         sets: tuple[set[int], ...] = (self.used_buffers, self.used_storages, self.used_classes)
         former = [set(one) for one in sets]
         self.fast = True
@@ -310,6 +316,11 @@ def _look_up(kind: type) -> tuple[Handler | None, bool]:
 _PLAIN: tuple[Handler | None, bool] = (None, False)
 
 
+_HOOKS = frozenset(
+    {"__getstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"}
+)
+"""What an instance may have of its own to be asked for; then it is left to Python."""
+
 _MAKE = object().__reduce_ex__(2)[0]
 """``copyreg.__newobj__``, which the C pickler writes as an opcode."""
 
@@ -329,8 +340,10 @@ def _quick(pickler: SnapshotPickler) -> Callable[[Any], Any]:
         kind = type(obj)
         arguments = plain(kind)
         if arguments is not None:
-            meet(obj)
-            return make, arguments, obj.__dict__
+            state = obj.__dict__
+            if _HOOKS.isdisjoint(state):
+                meet(obj)
+                return make, arguments, state or None
         if known(kind) is _PLAIN:
             meet(obj)
             return NotImplemented

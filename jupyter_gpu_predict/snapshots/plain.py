@@ -12,7 +12,8 @@ class _Plain:
 
 _ASKED = (
     ("__reduce_ex__", "__reduce__", "__getattribute__"),
-    ("__getstate__", "__getnewargs__", "__getnewargs_ex__"),
+    # Before Python 3.11 an instance is asked for `__getstate__`, through `__getattr__`.
+    ("__getstate__", "__getnewargs__", "__getnewargs_ex__", "__getattr__"),
 )
 
 

@@ -163,7 +163,7 @@ class _Planner:
         start = other.stream.nbytes
         self.context.elsewhere = None
         # It is known now that they share; the pickler would take its own objects for another's.
-        other.pickler.elsewhere = frozenset()
+        other.pickler.keep_to_itself()
         try:
             other.pickler.dump(self.values[key])
         except SnapshotCancelledError:

@@ -225,8 +225,9 @@ class ChunkWriter:
             mark = self._fingerprint(data)
             name = self._known(mark)
         if name is None:
-            stage = self._stages.get() or bytearray(CHUNK_BYTES)
+            stage = self._stages.get()
             try:
+                stage = stage or bytearray(CHUNK_BYTES)
                 copy = memoryview(stage)[: len(data)]
                 copy[:] = data
                 mark = self._fingerprint(copy)

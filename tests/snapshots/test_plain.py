@@ -132,3 +132,33 @@ def test_plain_instances_are_their_class_and_attributes(value):
 @pytest.mark.parametrize("value", OTHER, ids=lambda value: type(value).__name__)
 def test_whatever_has_more_to_it_is_not(value):
     assert not is_plain(type(value))
+
+
+def test_instances_with_hooks_or_nothing_of_their_own_are_as_python_has_them(save, load):
+    code = """
+class S:
+    def __setstate__(self, state): self.x = state["x"]
+class Own: pass
+empty = [S(), S(), S()]
+hooked = [Own(), Own(), Own()]
+hooked[1].__getstate__ = lambda: {"made": "up"}
+hooked[2].__reduce_ex__ = lambda protocol: (Own, (), {"other": 1})
+hooked[0].plain = 1
+"""
+    _, report = save(code)
+    namespace, _ = load(report.snapshot_id)
+    assert [vars(s) for s in namespace["hooked"]] == [{"plain": 1}, {"made": "up"}, {"other": 1}]
+    assert [vars(s) for s in namespace["empty"]] == [{}] * 3
+
+
+def test_large_variables_of_objects_without_attributes_share_nothing(save, load):
+    code = """
+import datetime
+day = datetime.timedelta(1)
+a = [datetime.date(2000, 1, 1) + day * i for i in range(50001)]
+b = [datetime.date(2000, 1, 1) + day * i for i in range(80001)]
+"""
+    _, report = save(code)
+    namespace, _ = load(report.snapshot_id)
+    assert len(namespace["a"]) == 50001
+    assert namespace["b"][-1] == namespace["b"][0] + 80000 * namespace["day"]

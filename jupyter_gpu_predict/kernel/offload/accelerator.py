@@ -48,6 +48,10 @@ class AcceleratorAdapter:
         module = getattr(torch, self.device)
         if not module.is_initialized():
             return []
+        try:
+            snapshot = module.memory_snapshot()
+        except RuntimeError:
+            return []  # an allocator that gives no account, such as cudaMallocAsync
         return [
             Segment(
                 segment["address"],
@@ -58,7 +62,7 @@ class AcceleratorAdapter:
                     if block["state"] != "inactive"
                 ),
             )
-            for segment in module.memory_snapshot()
+            for segment in snapshot
         ]
 
     def save(self, torch: Any, storages: Sequence[Any]) -> tuple[Region, list[int]]:
@@ -115,11 +119,10 @@ class AcceleratorAdapter:
         nbytes = storage.nbytes()
         try:
             return torch.UntypedStorage(nbytes, device=storage.device)
-        except torch.OutOfMemoryError as e:
-            raise DeviceError(
-                f"the GPU has no {nbytes} free bytes to bring state back to; the state stays "
-                "suspended and whole"
-            ) from e
+        except RuntimeError as e:
+            full = isinstance(e, torch.OutOfMemoryError)
+            why = f"has no {nbytes} free bytes to bring state back to" if full else f"failed: {e}"
+            raise DeviceError(f"the GPU {why}; the state stays suspended and whole") from e
 
     def fetch(self, torch: Any, storage: Any, fresh: Any) -> None:
         """Copy the bytes of a suspended storage into `fresh`, in stream order."""

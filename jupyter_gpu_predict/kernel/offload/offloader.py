@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...errors import DeviceError, RefusedError
+from ...errors import RefusedError
 from .accelerator import AcceleratorAdapter
 from .exports import export_reason, install_export_tracking, watch_numpy
 from .holdings import Holdings, check_device, scan
@@ -269,7 +269,7 @@ class Offloader:
             try:
                 for storage in storages:
                     fresh.append(adapter.allocate(torch, storage))  # noqa: PERF401 - seen if cut
-            except DeviceError:
+            except BaseException:
                 # What was there is somebody else's again, and not kept in the allocator's cache.
                 fresh.clear()
                 adapter.settle(torch)

@@ -47,20 +47,20 @@ def choose_by_segment(
         free.remove(segment)
         chosen.append(segment)
         missing -= segment.nbytes
-    return [storage for s in chosen for storage in inside[s.start].values()]
+    return [storage for s in chosen for some in inside[s.start].values() for storage in some]
 
 
 def _inside(
     segments: Sequence[Segment], storages: Sequence[Any]
-) -> Mapping[int, dict[tuple[int, int], Any]]:
-    """Return, for the start of each segment, which block each storage in it has."""
+) -> Mapping[int, dict[tuple[int, int], list[Any]]]:
+    """Return, for the start of each segment, the storages in each of its blocks."""
     blocks = sorted((*block, s.start) for s in segments for block in s.blocks)
     starts = [block[0] for block in blocks]
-    found: dict[int, dict[tuple[int, int], Any]] = {s.start: {} for s in segments}
+    found: dict[int, dict[tuple[int, int], list[Any]]] = {s.start: {} for s in segments}
     for storage in storages:
         place = bisect_right(starts, storage.data_ptr()) - 1
         if place >= 0:
             start, nbytes, segment = blocks[place]
             if storage.data_ptr() < start + nbytes:
-                found[segment][start, nbytes] = storage
+                found[segment].setdefault((start, nbytes), []).append(storage)
     return found

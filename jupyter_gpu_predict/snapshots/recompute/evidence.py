@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..digest import digest
 from .graph import History
@@ -13,6 +14,8 @@ MAX_PLANS = 1000
 """Plans of which the digests are kept; of one that is forgotten all must be seen anew."""
 
 MAX_SEEN = 20
+
+FORMER = "a former process"
 
 
 class Speeds:
@@ -55,10 +58,21 @@ def _fastest(table: dict[int, tuple[int, float]], nbytes: int) -> float:
 
 
 class Sightings:
-    """The digests that the cells of a plan were seen to give."""
+    """The digests that the cells of a plan were seen to give, in this process and in others.
 
-    def __init__(self) -> None:
-        self._seen: OrderedDict[str, dict[str, list[frozenset[int]]]] = OrderedDict()
+    What is the same in one process need not be in the next: the order of a set of strings, a cache
+    that the first call fills. So proof takes two processes; snapshots carry what was seen.
+
+    Parameters
+    ----------
+    process
+        A name for this process that no other has.
+    """
+
+    def __init__(self, process: str) -> None:
+        self.process = process
+        self._since = 0
+        self._seen: OrderedDict[str, dict[str, list[Sighting]]] = OrderedDict()
 
     def see(self, plan_mark: str, runs: Iterable[int], found: str) -> list[str]:
         """Take note of a digest and return all that say whether another would be the same.
@@ -69,22 +83,54 @@ class Sightings:
             As `mark_of` gives it.
         runs
             The numbers of the cell runs that made the value. To be proof, another digest must come
-            from other runs throughout; against it, it need not.
+            from other runs throughout, in another process; against it, it need not.
         """
-        seen = self._seen.setdefault(plan_mark, {})
-        self._seen.move_to_end(plan_mark)
+        seen = self._seen.get(plan_mark, {})
         numbers = frozenset(runs)
-        others = ((d, n) for d, known in seen.items() for n in known)
-        digests = [found, *(d for d, n in others if d != found or n.isdisjoint(numbers))]
+        # What was restored and not made anew since is what another process has made.
+        own = min(numbers, default=0) > self._since
+        others = ((d, p, n) for d, known in seen.items() for p, n in known)
+        digests = [
+            found,
+            *(
+                d
+                for d, process, n in others
+                if d != found or (own and process != self.process and n.isdisjoint(numbers))
+            ),
+        ]
+        self._note(plan_mark, found, (self.process if own else FORMER, numbers))
+        return digests
+
+    def plain(self) -> list[list[object]]:
+        """Return what was seen as plain data, for `adopt` in another process."""
+        return [
+            [mark, found, process, sorted(runs)]
+            for mark, seen in self._seen.items()
+            for found, known in seen.items()
+            for process, runs in known
+        ]
+
+    def adopt(self, sightings: Iterable[Sequence[Any]], since: int) -> None:
+        """Go on from what other processes saw, whose last cell run had the number `since`."""
+        self._since = since
+        for mark, found, process, runs in sightings:
+            self._note(mark, found, (process, frozenset(runs)))
+
+    def _note(self, mark: str, found: str, sighting: Sighting) -> None:
+        seen = self._seen.setdefault(mark, {})
+        self._seen.move_to_end(mark)
         # Two that differ are enough to know for good that the cells are not to be relied upon.
         if found in seen or len(seen) < 2:
             known = seen.setdefault(found, [])
-            if numbers not in known:
-                known.append(numbers)
+            if sighting not in known:
+                known.append(sighting)
                 del known[:-MAX_SEEN]
         while len(self._seen) > MAX_PLANS:
             self._seen.popitem(last=False)
-        return digests
+
+
+Sighting = tuple[str, frozenset[int]]
+"""The process, and the numbers of the cell runs there."""
 
 
 def mark_of(history: History, found: Plan) -> str:

@@ -91,7 +91,7 @@ class History:
             step.fault = "it was changed outside of the recorded cells"
             self._rebind(index, run, frozenset())
             # Nothing is known of what it shares with the others.
-            self._share({}, Mutation(frozenset(), (frozenset(self.current),)))
+            self._share({}, [frozenset(self.current)])
             return
         used = self._used(index, analysis)
         units = [uses for _, uses in used]
@@ -115,9 +115,11 @@ class History:
         names: Collection[str] = mutation.names
         if any(uses.anything for uses in units):
             names = {*before, *self.current}
-            mutation = Mutation(frozenset(), (frozenset(names),))
-        self._share(before, mutation)
-        self._share(before, Mutation(frozenset(), tuple(frozenset({name}) for name in unsure)))
+            self._share(before, [frozenset(names)])
+        else:
+            # What a name stood for before is in what the run made only if the run has read it.
+            read = {name: number for name, number in before.items() if name in step.needs}
+            self._share(read, [*mutation.groups, *(frozenset({name}) for name in unsure)])
         self._mutate(index, {before[name] for name in names if name in before})
 
     def _unsure(self, run: CellRun, writes: Iterable[str]) -> dict[str, str]:
@@ -169,9 +171,9 @@ class History:
             self.steps[index].makes[name] = self.current[name] = len(self.bindings)
             self.bindings.append(Binding(name, kind, [index], code))
 
-    def _share(self, before: dict[str, int], mutation: Mutation) -> None:
+    def _share(self, before: dict[str, int], groups: Iterable[frozenset[str]]) -> None:
         """Note which bindings may be, or hold, the same objects from here on."""
-        for group in mutation.groups:
+        for group in groups:
             numbers = [
                 number
                 for name in group

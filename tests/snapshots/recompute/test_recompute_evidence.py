@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,24 +35,37 @@ def test_a_speed_counts_only_for_what_is_not_larger_and_the_highest_counts() -> 
     assert speeds.bytes_per_s(10**6 + 1) == 0
 
 
-@given(st.lists(st.tuples(st.frozensets(st.integers(0, 4), min_size=1), st.sampled_from("ab"))))
-def test_what_was_seen_is_proof_only_if_all_agree_and_two_share_no_run(
-    seen: list[tuple[frozenset[int], str]],
+SEEN = st.tuples(
+    st.sampled_from("PQ"), st.frozensets(st.integers(0, 4), min_size=1), st.sampled_from("ab")
+)
+
+
+@given(st.lists(SEEN))
+def test_what_was_seen_is_proof_only_if_all_agree_and_two_processes_share_no_run(
+    seen: list[tuple[str, frozenset[int], str]],
 ) -> None:
-    sightings = Sightings()
-    for number, (runs, found) in enumerate(seen):
+    sightings = Sightings("P")
+    sightings.adopt([], -1)
+    for number, (process, runs, found) in enumerate(seen):
+        if process != sightings.process:
+            other = Sightings(process)
+            other.adopt(json.loads(json.dumps(sightings.plain())), -1)
+            sightings = other
         proof = deterministic(sightings.see("plan", runs, found))
         former = seen[:number]
-        agree = all(other == found for _, other in former)
-        assert proof == (agree and any(numbers.isdisjoint(runs) for numbers, _ in former))
+        agree = all(digest == found for _, _, digest in former)
+        apart = any(p != process and numbers.isdisjoint(runs) for p, numbers, _ in former)
+        assert proof == (agree and apart)
     assert not deterministic(sightings.see("other", {99}, "a"))
 
 
 def test_a_digest_that_differed_once_is_never_forgotten_behind_others() -> None:
-    sightings = Sightings()
+    sightings = Sightings("here")
     sightings.see("plan", {0}, "b")
+    other = Sightings("there")
+    other.adopt(sightings.plain(), 0)
     for number in range(1, 3 * MAX_SEEN):
-        assert not deterministic(sightings.see("plan", {number}, "a"))
+        assert not deterministic(other.see("plan", {number}, "a"))
 
 
 class Saving:
@@ -66,6 +80,14 @@ class Saving:
     def run(self, *sources: str) -> Saving:
         self.session.run(*sources)
         assert not self.session.failed
+        return self
+
+    def in_another_process(self) -> Saving:
+        """Go on as a process does that restored this one's snapshot."""
+        sightings = Sightings(f"after {self.omitter.sightings.process}")
+        runs = self.session.cells.records()
+        sightings.adopt(self.omitter.sightings.plain(), max(run["number"] for run in runs))
+        self.omitter.sightings = sightings
         return self
 
     def left_out(self, *alone: str, nbytes: int = MiB, folder: str = "there") -> list[str]:
@@ -85,13 +107,17 @@ class Saving:
 MAKE = "x = [k * 2 for k in range(n)]"
 
 
-def test_it_takes_two_runs_on_the_same_inputs() -> None:
+def test_it_takes_runs_on_the_same_inputs_in_two_processes() -> None:
     saving = Saving().run("n = 300", MAKE)
     assert saving.left_out("x") == []
     assert saving.left_out("x") == []
     saving.run("n = 400", MAKE)
     assert saving.left_out("x") == []
     saving.run("n = 300", MAKE)
+    assert saving.left_out("x") == []
+    saving.in_another_process()
+    assert saving.left_out("x") == []
+    saving.run(MAKE)
     assert saving.left_out("x") == ["x"]
     [omission] = saving.omissions("x", nbytes=MiB, folder="there").values()
     assert omission.needs == ("n",)
@@ -100,7 +126,7 @@ def test_it_takes_two_runs_on_the_same_inputs() -> None:
 def test_without_a_measure_of_this_store_or_of_so_much_nothing_is_left_out() -> None:
     saving = Saving().run("n = 300", MAKE)
     assert saving.left_out("x") == []
-    saving.run(MAKE)
+    saving.in_another_process().run(MAKE)
     assert saving.left_out("x", folder="elsewhere") == []
     assert saving.left_out("x", nbytes=101 * MiB) == []
     assert saving.left_out("x", nbytes=1) == []
@@ -113,7 +139,7 @@ def test_a_save_that_found_its_bytes_in_the_store_is_no_measure() -> None:
         report = CaptureReport("i", "n", (), (), written, 100 * MiB, 600.0, 600.0)
         saving.omitter.saved("elsewhere", report)
         saving.left_out("x", folder="elsewhere")
-        saving.run(MAKE)
+        saving.in_another_process().run(MAKE)
         assert saving.left_out("x", folder="elsewhere") == expected
 
 
@@ -123,7 +149,7 @@ def test_another_digest_of_the_same_cells_is_the_end_of_it() -> None:
     saving.session.namespace["x"][0] = "changed behind the back of the cells"
     assert saving.left_out("x") == []
     for _ in range(3):
-        saving.run(MAKE)
+        saving.in_another_process().run(MAKE)
         assert saving.left_out("x") == []
 
 
@@ -131,7 +157,7 @@ def test_what_one_of_them_needs_is_made_again_with_it_and_must_be_seen_too() -> 
     after = "y = [k + 1 for k in x]"
     saving = Saving().run("n = 300", MAKE, after)
     assert saving.left_out("x", "y") == []
-    saving.run(after)
+    saving.in_another_process().run(after)
     assert saving.left_out("x", "y") == []
     saving.run(MAKE, after)
     assert saving.left_out("x", "y") == ["x", "y"]
