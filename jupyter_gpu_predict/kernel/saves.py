@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import threading
 import time
 import uuid
@@ -15,11 +16,11 @@ from ..core.autosave import automatic_name, save_before
 from ..core.trace.digest import source_digest
 from ..errors import ConflictError, GpuPredictError, NotFoundError, SnapshotCancelledError
 from .messages import NOT_BEGUN, ProgressMessage, SnapshotRequest
-from .omit import Omitter
 
 if TYPE_CHECKING:
     from ..snapshots.background import BackgroundCapture
     from .agent import Agent
+    from .omit import Omitter
 
 TELL_S = 0.25
 """Progress is told at most this often."""
@@ -98,11 +99,17 @@ class Saves:
         """Whether a cell has run that no snapshot holds."""
         self.pause_s = 0.0
         """For how long the last save behind the back of cells held them up."""
-        self.omitter = Omitter()
         self._works: OrderedDict[str, Work] = OrderedDict()
         self._given_up: deque[str] = deque(maxlen=KEPT_WORKS)
         self._under_way: tuple[Work, BackgroundCapture] | None = None
         atexit.register(self.close)
+
+    @functools.cached_property
+    def omitter(self) -> Omitter:
+        """What is known of leaving variables out; a kernel that saves nothing does not load it."""
+        from .omit import Omitter
+
+        return Omitter()
 
     @property
     def busy(self) -> bool:
