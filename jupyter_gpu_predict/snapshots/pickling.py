@@ -18,7 +18,7 @@ from ..errors import SnapshotError
 from .buffers import IN_BAND_BYTES, BufferTable, Source, loaded, raw_memory
 from .definitions import reduce_class
 from .identity import has_identity, is_constant_kind
-from .plain import is_plain
+from .plain import HOOKS, MAKE, is_plain
 from .rebuild import Rebuild
 from .reducers import Handler, find_handler
 from .streams import Stream
@@ -316,22 +316,13 @@ def _look_up(kind: type) -> tuple[Handler | None, bool]:
 _PLAIN: tuple[Handler | None, bool] = (None, False)
 
 
-_HOOKS = frozenset(
-    {"__getstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"}
-)
-"""What an instance may have of its own to be asked for; then it is left to Python."""
-
-_MAKE = object().__reduce_ex__(2)[0]
-"""``copyreg.__newobj__``, which the C pickler writes as an opcode."""
-
-
 def _quick(pickler: SnapshotPickler) -> Callable[[Any], Any]:
     """Return a `reducer_override` for plain instances, which leaves all others to the pickler's.
 
     It runs once for every instance, where each step is a tenth of what pickling it takes. What
     ``object.__reduce_ex__`` would return of most it returns itself, in a third of the time.
     """
-    known, plain, make = pickler.context.kinds.get, pickler.context.plain.get, _MAKE
+    known, plain, make = pickler.context.kinds.get, pickler.context.plain.get, MAKE
     meet = pickler.met.append
     # A strong reference would make a circle that keeps what was met until the next collection.
     otherwise = weakref.WeakMethod(pickler.reducer_override)
@@ -341,7 +332,7 @@ def _quick(pickler: SnapshotPickler) -> Callable[[Any], Any]:
         arguments = plain(kind)
         if arguments is not None:
             state = obj.__dict__
-            if _HOOKS.isdisjoint(state):
+            if HOOKS.isdisjoint(state):
                 meet(obj)
                 return make, arguments, state or None
         if known(kind) is _PLAIN:

@@ -10,11 +10,16 @@ class _Plain:
     pass
 
 
-_ASKED = (
-    ("__reduce_ex__", "__reduce__", "__getattribute__"),
-    # Before Python 3.11 an instance is asked for `__getstate__`, through `__getattr__`.
-    ("__getstate__", "__getnewargs__", "__getnewargs_ex__", "__getattr__"),
+MAKE = object().__reduce_ex__(2)[0]
+"""``copyreg.__newobj__``, which the C pickler writes as an opcode."""
+
+HOOKS = frozenset(
+    {"__getstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"}
 )
+"""What an instance may have of its own to be asked for; then it is left to Python."""
+
+# Before Python 3.11 an instance is asked for `__getstate__`, through `__getattr__`.
+_ASKED = HOOKS | {"__getattribute__", "__getattr__"}
 
 
 def is_plain(kind: type) -> bool:
@@ -25,11 +30,7 @@ def is_plain(kind: type) -> bool:
     """
     try:
         return (
-            all(
-                getattr(kind, n, None) is getattr(object, n, None)
-                for names in _ASKED
-                for n in names
-            )
+            all(getattr(kind, n, None) is getattr(object, n, None) for n in _ASKED)
             and kind not in copyreg.dispatch_table
             and kind.__basicsize__ == _Plain.__basicsize__
             and kind.__itemsize__ == 0
