@@ -126,7 +126,9 @@ def test_migrate(bench: Bench, notebook: Notebook, run: Run[Any]) -> None:
         assert "the move begins when this cell has ended" in await bench.say(
             notebook, f"%gpu migrate {target}"
         )
-        after = await bench.until_model(notebook, lambda m: m["pid"] != before["pid"])
+        after = await bench.until_model(
+            notebook, lambda m: m["pid"] != before["pid"] and m["state"] != "migrating"
+        )
         assert after["lease"]["gpu_uuid"] == target
         assert await bench.say(notebook, "print(x)") == "[7]\n"
 
