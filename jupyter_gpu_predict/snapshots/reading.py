@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KEPT_STREAM_BYTES = 4 << 20
 """A stream up to this size is kept in memory; a longer one is read twice and checked twice."""
+
+_Piece = tuple[str, "memoryview | None", int]
 
 READ_AHEAD_BYTES = 256 << 10
 """Twice what the C unpickler asks for at a time where a stream has no frames."""
@@ -134,20 +136,17 @@ class BlobReader:
         """Read every chunk, two at a time, and put patched streams together."""
         plain = [n for n in self._memory if str(n) not in self._patched]
         self.total_bytes = sum(map(self._length, (*self._memory, *passing)))
+        pieces: list[_Piece] = []
+        for number in plain:
+            start = 0
+            for name, length in self._blobs[number]:
+                pieces.append((name, self._memory[number][start : start + length], length))
+                start += length
+            if start != len(self._memory[number]):
+                raise SnapshotDamagedError(f"a blob of the snapshot has {start} bytes only")
+        pieces += [(name, None, length) for n in passing for name, length in self._blobs[n]]
         with ThreadPoolExecutor(WORKERS, "jupyter-gpu-predict-chunks") as pool:
-            futures: list[Future[None]] = []
-            for number in plain:
-                start = 0
-                for name, length in self._blobs[number]:
-                    into = self._memory[number][start : start + length]
-                    futures.append(pool.submit(self._chunk, name, into, length))
-                    start += length
-                if start != len(self._memory[number]):
-                    raise SnapshotDamagedError(f"a blob of the snapshot has {start} bytes only")
-            for number in passing:
-                for name, length in self._blobs[number]:
-                    futures.append(pool.submit(self._chunk, name, None, length))
-            self._await(futures)
+            self._await([pool.submit(self._chunks, run) for run in _runs(pieces)])
         for number in self._memory:
             entry = self._patched.get(str(number))
             if entry is not None:
@@ -180,16 +179,31 @@ class BlobReader:
         parts = [read_chunk(self._store, name, length) for name, length in names]
         return memoryview(b"".join(parts))
 
-    def _chunk(self, name: str, into: memoryview | None, length: int) -> None:
-        if self._stop:
-            return
-        if into is None:
-            read_chunk(self._store, name, length)
-        elif name != self._zeros or not chunk_matches(name, into):
-            # Memory that is zero already is not written: a sparse array stays sparse.
-            read_into(self._store, name, into)
-        with self._lock:
-            self.done_bytes += length
+    def _chunks(self, run: list[_Piece]) -> None:
+        for name, into, length in run:
+            if self._stop:
+                return
+            if into is None:
+                read_chunk(self._store, name, length)
+            elif name != self._zeros or not chunk_matches(name, into):
+                # Memory that is zero already is not written: a sparse array stays sparse.
+                read_into(self._store, name, into)
+            with self._lock:
+                self.done_bytes += length
+
+
+def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+    """Put small chunks together: handing each over would take longer than to read it."""
+    run: list[_Piece] = []
+    size = 0
+    for piece in pieces:
+        if run and size + piece[2] > CHUNK_BYTES:
+            yield run
+            run, size = [], 0
+        run.append(piece)
+        size += piece[2]
+    if run:
+        yield run
 
 
 class _Memory(io.RawIOBase):
