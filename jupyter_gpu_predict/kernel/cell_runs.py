@@ -292,6 +292,8 @@ def _differences(
     """Return the names that have another object now, and those that are gone."""
     count = len(names)
     if names_now[:count] == names:
+        if identities_now[:count] == identities:
+            return names_now[count:], []
         other = map(operator.ne, identities, identities_now)
         return [*itertools.compress(names, other), *names_now[count:]], []
     # A thread may bind a name between the two looks.
