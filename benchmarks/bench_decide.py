@@ -1,10 +1,17 @@
-"""How long one decision takes: `decide(view)` on clusters of several sizes and moods.
+"""How long one decision takes, and what preempting long bursts does to waiting.
 
     python benchmarks/bench_decide.py [--quick] [--json PATH]
 
 Each case is a fixed, seeded cluster. "calm" has no claims; "claims" has claims against free and
 idle memory; "pressed" has them against GPUs full of kernels of which half run a cell, so that most
-claims look everywhere and wait. Cases are measured in turn, round by round.
+claims look everywhere and wait, with preemption of long bursts off and on. Cases are measured in
+turn, round by round.
+
+Then generated bursts of work, with and without preemption: no I/O, time is simulated, and the plans
+of the policy are carried out by the small cluster of the tests. Durations have a heavy tail
+(log-normal, median 37 s, cut at 48 h: about half of the work is in bursts over 10 h), thought has a
+median of 8 min; each way out or back of a kernel's state takes 2 s. A burst's delay is how much
+later it ended than on a GPU of its own.
 """
 
 from __future__ import annotations
@@ -13,9 +20,10 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jupyter_gpu_predict.core.allocation.policy import decide
@@ -29,8 +37,14 @@ from jupyter_gpu_predict.core.model import (
     KernelView,
     Lease,
     LeaseState,
+    PolicySettings,
     Quantiles,
 )
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "core" / "allocation"))
+
+from allocation_cluster import gpu
+from burst_cluster import BurstCluster, Done, User
 
 NOW_S = 1e6
 GPU_BYTES = 80 * GIB
@@ -47,17 +61,20 @@ class Case:
     claims: int
     fill: float
     busy: float
+    preempt: bool = False
 
 
 SMALL = (
     Case("8 GPUs, 100 kernels, calm", 8, 100, 0, 0.5, 0.2),
     Case("8 GPUs, 100 kernels, 20 claims", 8, 100, 20, 0.8, 0.2),
     Case("8 GPUs, 100 kernels, 20 claims, pressed", 8, 100, 20, 1.0, 0.5),
+    Case("8 GPUs, 100 kernels, 20 claims, preempting", 8, 100, 20, 1.0, 0.5, preempt=True),
 )
 LARGE = (
     Case("64 GPUs, 1000 kernels, calm", 64, 1000, 0, 0.5, 0.2),
     Case("64 GPUs, 1000 kernels, 200 claims", 64, 1000, 200, 0.8, 0.2),
     Case("64 GPUs, 1000 kernels, 200 claims, pressed", 64, 1000, 200, 1.0, 0.5),
+    Case("64 GPUs, 1000 kernels, 200 claims, preempting", 64, 1000, 200, 1.0, 0.5, preempt=True),
 )
 
 
@@ -93,13 +110,89 @@ def make_view(case: Case) -> ClusterView:
         size = rng.randint(1, 40) * GIB
         made_s = NOW_S - rng.uniform(0, 60)
         claims.append(Claim(f"c{kernel.kernel_id}", kernel.kernel_id, size, made_s, NOW_S + 600))
-    return ClusterView(NOW_S, gpus, tuple(kernels), tuple(claims))
+    if case.preempt:
+        kernels = [
+            replace(k, why_not_preempt=None, attained_s=rng.uniform(0, 3600)) if k.busy else k
+            for k in kernels
+        ]
+    settings = PolicySettings(preempt=case.preempt)
+    return ClusterView(NOW_S, gpus, tuple(kernels), tuple(claims), settings)
 
 
 def _forecast(kernel_id: str, probability: float) -> Forecast:
     memory = Quantiles(0.0, 4.0 * GIB, 8.0 * GIB)
     horizons = tuple(HorizonForecast(h, memory, probability) for h in HORIZONS_S)
     return Forecast(kernel_id, NOW_S, "empirical", "kernel", horizons, None, ())
+
+
+def make_users(count: int, bursts: int, seed: int) -> list[User]:
+    """Return users who want a whole GPU each, with bursts of heavy-tailed length."""
+    rng = random.Random(seed)
+    return [
+        User(
+            f"k{i}",
+            512,
+            [
+                (
+                    min(12 * 3600.0, max(5.0, rng.lognormvariate(6.2, 1.5))),
+                    min(48 * 3600.0, max(2.0, rng.lognormvariate(3.6, 2.6))),
+                )
+                for _ in range(bursts)
+            ],
+        )
+        for i in range(count)
+    ]
+
+
+def delays(done: list[Done]) -> dict[str, tuple[float, str]]:
+    """Return the figures of a simulation with their units."""
+    every = [d.delay_s for d in done]
+    short = [d.delay_s for d in done if d.work_s < 60]
+    long = [1 + d.delay_s / d.work_s for d in done if d.work_s >= 2400]
+    return {
+        "mean": (statistics.mean(every), "s"),
+        "p95": (_p95(every), "s"),
+        "p95, bursts < 60 s": (_p95(short), "s"),
+        "mean delay / max(work, 10 s)": (
+            statistics.mean(d.delay_s / max(d.work_s, 10) for d in done),
+            "1",
+        ),
+        "slowdown, bursts > 40 min": (statistics.mean(long) if long else 1.0, "1"),
+    }
+
+
+def _p95(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(0.95 * len(values)))]
+
+
+def simulate(gpus: int, users: int, bursts: int, seeds: int) -> list[dict[str, object]]:
+    """Print and return the delays of bursts without and with preemption."""
+    case = f"{users} notebooks on {gpus} GPUs, {bursts} bursts each, {seeds} seeds"
+    rows: list[dict[str, object]] = []
+    print(f"\nDelay of bursts, {case} (simulated)")
+    for method, preempt in (("least recently used", False), ("preempting", True)):
+        done: list[Done] = []
+        halts, switched_s = 0, 0.0
+        for seed in range(seeds):
+            cluster = BurstCluster(
+                [gpu(i) for i in range(gpus)],
+                make_users(users, bursts, seed),
+                PolicySettings(preempt=preempt),
+                watched=False,
+            )
+            cluster.work()
+            done += cluster.done
+            halts += sum(way == "out" for r in cluster.runs.values() for _, way in r.switches)
+            switched_s += cluster.switched_s
+        figures = delays(done)
+        figures["switching / work"] = (switched_s / sum(d.work_s for d in done), "1")
+        figures["bursts halted"] = (float(halts), "times")
+        print(f"{method:<20}  " + ", ".join(f"{k} {v:.4g}" for k, (v, _) in figures.items()))
+        rows += [
+            {"case": case, "method": method, "metric": metric, "value": value, "unit": unit}
+            for metric, (value, unit) in figures.items()
+        ]
+    return rows
 
 
 def main() -> None:
@@ -118,13 +211,13 @@ def main() -> None:
             decide(view)
             times_ms[name].append(1000 * (time.perf_counter() - start))
 
-    rows = []
-    print(f"{'case':<46} {'median ms':>10} {'max ms':>8}  actions")
+    rows: list[dict[str, object]] = []
+    print(f"{'case':<52} {'median ms':>10} {'max ms':>8}  actions")
     for name, view in views.items():
         median, worst = statistics.median(times_ms[name]), max(times_ms[name])
         kinds = Counter(type(a).__name__ for a in decide(view).actions)
         told = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or "none"
-        print(f"{name:<46} {median:>10.2f} {worst:>8.2f}  {told}")
+        print(f"{name:<52} {median:>10.2f} {worst:>8.2f}  {told}")
         rows += [
             {"case": name, "method": "decide", "metric": metric, "value": value, "unit": "ms"}
             for metric, value in (("median", median), ("max", worst))
@@ -133,6 +226,7 @@ def main() -> None:
             {"case": name, "method": "decide", "metric": kind, "value": n, "unit": "actions"}
             for kind, n in sorted(kinds.items())
         ]
+    rows += simulate(4, 14, 6, 1) if options.quick else simulate(8, 32, 12, 2)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

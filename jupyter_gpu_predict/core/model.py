@@ -1,7 +1,6 @@
-"""The words of the project as frozen dataclasses.
+"""The words of the project: plain frozen data that :func:`dataclasses.asdict` takes to JSON.
 
-Units stand in the names: ``_bytes``, ``_s`` (seconds; a point in time is seconds since the Unix
-epoch). Everything here is plain data that converts to JSON with :func:`dataclasses.asdict`.
+Units stand in the names: ``_bytes``, ``_s`` (seconds; a point in time is since the Unix epoch).
 """
 
 from __future__ import annotations
@@ -54,9 +53,6 @@ class Rung(str, Enum):
     RELAUNCH = "relaunch"
 
 
-# --------------------------------------------------------------------------- traces
-
-
 @dataclass(frozen=True, slots=True)
 class CellRun:
     """One execution of a cell.
@@ -89,9 +85,6 @@ class DemandSample:
     used_bytes: int
     suspended_bytes: int
     busy: bool
-
-
-# --------------------------------------------------------------------------- forecasts
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +158,6 @@ class Forecast:
         return self.horizons[-1].memory_bytes if self.horizons else Quantiles(0.0, 0.0, 0.0)
 
 
-# --------------------------------------------------------------------------- devices
-
-
 @dataclass(frozen=True, slots=True)
 class XidEvent:
     """A critical error the NVIDIA driver reported for a GPU (XID catalogue of NVIDIA)."""
@@ -206,7 +196,8 @@ class GpuStatus:
     """One GPU as its backend reports it.
 
     `processes` are ``(pid, bytes)``; `problems` are plain sentences about values that could not be
-    read. `lost` is a GPU that no longer answers at all.
+    read. `lost` is a GPU that no longer answers at all. `energy_j` is the energy it has used since
+    its driver was loaded, in joules (NVML's counter), ``None`` where it does not say.
     """
 
     uuid: str
@@ -218,6 +209,7 @@ class GpuStatus:
     utilization: float | None = None
     temperature_c: float | None = None
     power_w: float | None = None
+    energy_j: float | None = None
     processes: tuple[tuple[int, int], ...] = ()
     health: GpuHealth = GpuHealth()
     lost: bool = False
@@ -234,17 +226,16 @@ class Risk:
     evidence: tuple[str, ...] = ()
 
 
-# --------------------------------------------------------------------------- allocation
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a kernel asks for.
 
     `bytes` is the total device memory the kernel wants to be able to hold, not what it wants on
     top. `priority` is higher-first (low -1, normal 0, high 1). `affinity` is a GPU uuid or a part
-    of a GPU name, ``None`` for any. `deadline_s` is a point in time. `origin` is ``"cell"``,
-    ``"launch"``, ``"magic"`` or ``"rest"``. A claim of origin ``"cell"`` has a cell that waits.
+    of a GPU name, ``None`` for any. `deadline_s` is a point in time, ``inf`` where there is none.
+    `origin` is ``"cell"``, ``"launch"``, ``"magic"``, ``"rest"`` or ``"preempted"``. A claim of
+    origin ``"cell"`` has a cell that waits; one of origin ``"preempted"`` has a cell that was
+    suspended in its middle and waits to go on.
     """
 
     claim_id: str
@@ -306,13 +297,21 @@ class KernelView:
     host memory. `busy` means a cell runs (or waits for its claim: see `waiting`). `last_used_s` is
     the end of its last cell run. `restore_cost_s` is the measured or estimated time to bring
     `suspended_bytes` (or, while bound, `used_bytes`) back. `queued_runs` counts execute requests
-    already sent and not yet answered beyond the running one. `keep_reason` names why the kernel
-    must not be suspended now (``None`` if it may be). `has_agent` is false for kernels that only
+    already sent and not yet answered beyond the running one. `keep_reason` names why the kernel's
+    agent must not suspend it now (``None`` if it may). `has_agent` is false for kernels that only
     the driver can see. While `migrating`, `target_bytes` are set aside for it on
     `target_gpu_uuid`. `movable` says that a claim of this kernel may be granted on another GPU by
     moving its state there first, also while a cell waits in it. `age_s` is how long the kernel
     has run, in seconds. `changed_s` is the end of the latest cell run that no snapshot holds yet,
     ``None`` if there is none; `savable` says that a snapshot may be begun now.
+
+    `suspend_by` is the cheapest rung by which it can be suspended between its cells now, ``None``
+    if by none; `suspend_why` says how it was chosen. `why_not_preempt` names why its running cell
+    cannot be suspended, ``None`` if it can. `checkpointed`: its suspended state is with the driver.
+
+    A burst is a sequence of cell runs with gaps below 60 s. `attained_s` is the GPU time that the
+    present one has had, without the time it was suspended; `switched_s` when it was last suspended
+    or resumed in its middle (0: never), `preempted_s` since when it is (``None``: it is not).
     """
 
     kernel_id: str
@@ -340,6 +339,15 @@ class KernelView:
     age_s: float = 0.0
     changed_s: float | None = None
     savable: bool = True
+    suspend_by: Rung | None = Rung.IN_PLACE
+    suspend_why: str = ""
+    why_not_preempt: str | None = (
+        "the driver checkpoint in the middle of a cell is not proven on this machine"
+    )
+    attained_s: float = 0.0
+    switched_s: float = 0.0
+    checkpointed: bool = False
+    preempted_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,10 +357,14 @@ class PolicySettings:
     `max_moves` is how many kernels may be on their way off failing GPUs at once: each needs a
     process of its own and keeps memory of its target from others until it is there.
 
-    `autosave_idle_s` is how long a kernel must have been idle after a change before its state is
-    saved, `autosave_long_s` the expected duration from which a cell is preceded by a snapshot; 0
-    turns either off. Of automatic snapshots `autosave_keep` stay per notebook, and all of them
-    together hold at most `autosave_bytes` that no other snapshot holds.
+    `autosave_idle_s` is how long a kernel must have been idle after a change before it is saved,
+    `autosave_long_s` the expected duration from which a cell is preceded by a snapshot; 0 turns
+    either off. Of automatic snapshots `autosave_keep` stay per notebook; together they hold at most
+    `autosave_bytes` that no other snapshot holds.
+
+    With `preempt`, a running burst may be suspended in its middle for one that has had less of a
+    GPU, `preempt_factor` times, and `preempt_min_s` after its last switch at the earliest. Who has
+    waited `preempt_age_s` goes first. `consolidate` keeps empty GPUs empty where it costs nothing.
     """
 
     grace_period_s: float = 5.0
@@ -369,6 +381,11 @@ class PolicySettings:
     autosave_long_s: float = 300.0
     autosave_keep: int = 3
     autosave_bytes: int = 20 * GIB
+    preempt: bool = False
+    preempt_min_s: float = 60.0
+    preempt_factor: float = 2.0
+    preempt_age_s: float = 600.0
+    consolidate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,17 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Reclaim:
-    """Suspend a kernel: take its device memory back and keep its state."""
+    """Suspend a kernel by `rung`: take its device memory back and keep its state.
+
+    With `mid_cell`, which only the driver's checkpoint can do, its running cell is halted where it
+    is and goes on from there later.
+    """
 
     kernel_id: str
     rung: Rung
     for_kernel_id: str | None
     reason: str
+    mid_cell: bool = False
 
 
 @dataclass(frozen=True, slots=True)

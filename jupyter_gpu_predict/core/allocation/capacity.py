@@ -111,24 +111,27 @@ class Fit:
 
     `free_after_bytes` is what stays free after it, `duty_sum` the predicted duties there with the
     claimant's, ``None`` where the claimant's is unknown. `own` is the GPU the kernel is on.
+    `wakes` says that it stands empty now and would better stay so.
     """
 
     gpu: GpuView
     free_after_bytes: int
     duty_sum: float | None
     own: bool
+    wakes: bool = False
 
 
 def best_fit(fits: Iterable[Fit], max_duty: float) -> Fit | None:
     """Return the fit to take, ``None`` of none.
 
     The kernel's own GPU first, then the lowest risk, then the tightest fit; where duties are
-    known, a GPU on which they sum to at most `max_duty`, with the most memory free.
+    known, a GPU on which they sum to at most `max_duty`, with the most memory free. A GPU that
+    would better stay empty comes after those that are as safe and not crowded.
     """
 
-    def key(fit: Fit) -> tuple[bool, int, bool, int, int]:
+    def key(fit: Fit) -> tuple[bool, int, bool, bool, int, int]:
         crowded = fit.duty_sum is not None and fit.duty_sum > max_duty
         spread = fit.free_after_bytes if fit.duty_sum is None else -fit.free_after_bytes
-        return (not fit.own, RISK_RANK[fit.gpu.risk], crowded, spread, fit.gpu.index)
+        return (not fit.own, RISK_RANK[fit.gpu.risk], crowded, fit.wakes, spread, fit.gpu.index)
 
     return min(fits, key=key, default=None)

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ..model import Claim, GpuView, LeaseState, RiskLevel
 from ..plans import Queue, Refuse
 from ..sizes import format_bytes
 from .capacity import (
     RISK_RANK,
-    Fit,
     best_fit,
     matches,
     takes_new_leases,
     why_impossible,
 )
 from .ledger import Entry, Ledger, short
-from .victims import Stage, Step, Wish, carry_out, cost_key, obtainable_bytes, room, wait_s
+from .preempt import claim_key, may_be_halted, switch_cost_s, waiter
+from .victims import (
+    Stage,
+    Step,
+    Wish,
+    carry_out,
+    cost_key,
+    halted_by,
+    obtainable_bytes,
+    room,
+    wait_s,
+)
 
 
 def in_order(ledger: Ledger, claims: Iterable[Claim]) -> list[Claim]:
-    """Return claims by priority, then age, then id, and mark their kernels as claimants."""
-    ordered = sorted(claims, key=lambda c: (-c.priority, c.made_s, c.claim_id))
+    """Return claims in the order in which they are served, and mark their kernels as claimants."""
+    ordered = sorted(claims, key=lambda c: claim_key(ledger, c))
     for place, claim in enumerate(ordered):
         entry = ledger.entry(claim.kernel_id)
         if entry.claim_order is None and claim.deadline_s > ledger.now_s:
@@ -57,7 +68,7 @@ class _Desk:
         ledger = self.ledger
         entry = ledger.entry(claim.kernel_id)
         need = max(claim.bytes, entry.state_bytes)
-        wish = Wish(entry, need, claim.priority, place)
+        wish = Wish(entry, need, claim.priority, place, waiter=waiter(ledger, claim))
         refusal = self._refusal(claim, entry, need)
         if refusal is not None:
             ledger.actions.append(Refuse(claim.claim_id, claim.kernel_id, refusal))
@@ -83,6 +94,9 @@ class _Desk:
         gpu = ledger.gpu_of(entry)
         if tied and gpu is not None and not entry.moving:
             if gpu.lost:
+                if entry.kernel.preempted_s is not None:
+                    # Its state is whole in host memory, and its cell would be lost by a refusal.
+                    return None
                 return (
                     f"Refuse {name}: its GPU {gpu.uuid} is lost; "
                     "run the cell again once the kernel has moved"
@@ -121,6 +135,8 @@ class _Desk:
 
     def _may_move(self, entry: Entry) -> bool:
         kernel = entry.kernel
+        if kernel.checkpointed:
+            return kernel.movable
         return kernel.movable and kernel.has_agent and kernel.keep_reason is None
 
     def _usable(self, claim: Claim, entry: Entry, need: int) -> tuple[list[GpuView], list[GpuView]]:
@@ -137,7 +153,7 @@ class _Desk:
             # Its state is there already, cordon or risk or not, and only the end of the waiting
             # cell lets it be moved away.
             return [] if own is None or own.lost else [own], []
-        others = [g for g in open_gpus if g.uuid != own.uuid]
+        others = [g for g in open_gpus if g.uuid != own.uuid and self.ledger.can_reach(entry, g)]
         stays = (
             not own.lost
             and own.total_bytes >= need
@@ -156,6 +172,7 @@ class _Desk:
             or self._make_room(claim, wish, elsewhere, Stage.IDLE, move=True)
             or self._make_room(claim, wish, here, Stage.WAITING, move=False)
             or self._make_room(claim, wish, elsewhere, Stage.WAITING, move=True)
+            or self._preempt(claim, wish, here, elsewhere)
         )
 
     def _own_bytes(self, entry: Entry, gpu: GpuView) -> int:
@@ -173,8 +190,7 @@ class _Desk:
         for gpu in gpus:
             deficit = self._deficit(wish, gpu)
             if deficit is not None and deficit <= 0:
-                duty = self.ledger.duty_sum(gpu.uuid, wish.entry)
-                fits.append(Fit(gpu, -deficit, duty, gpu.uuid == wish.entry.gpu_uuid))
+                fits.append(self.ledger.fit(gpu, -deficit, wish.entry))
         fit = best_fit(fits, self.ledger.settings.max_duty)
         if fit is None:
             return False
@@ -184,14 +200,7 @@ class _Desk:
     def _make_room(
         self, claim: Claim, wish: Wish, gpus: list[GpuView], last: Stage, *, move: bool
     ) -> bool:
-        ways: list[tuple[GpuView, list[Step]]] = []
-        for gpu in gpus:
-            deficit = self._deficit(wish, gpu)
-            if deficit is None:
-                continue
-            steps = room(self.ledger, gpu.uuid, deficit, wish, last=last)
-            if steps is not None:
-                ways.append((gpu, steps))
+        ways = self._ways(wish, gpus, last)
         if not ways:
             return False
         gpu, steps = min(
@@ -200,12 +209,67 @@ class _Desk:
         self._grant(claim, wish, gpu, steps, move=move)
         return True
 
+    def _ways(
+        self, wish: Wish, gpus: list[GpuView], last: Stage
+    ) -> list[tuple[GpuView, list[Step]]]:
+        ways: list[tuple[GpuView, list[Step]]] = []
+        for gpu in gpus:
+            deficit = self._deficit(wish, gpu)
+            if deficit is None:
+                continue
+            steps = room(self.ledger, gpu.uuid, deficit, wish, last=last)
+            if steps is not None:
+                ways.append((gpu, steps))
+        return ways
+
+    def _preempt(
+        self, claim: Claim, wish: Wish, here: list[GpuView], elsewhere: list[GpuView]
+    ) -> bool:
+        """Halt running bursts, if nothing less will do soon and the wait costs more than that."""
+        if wish.waiter is None:
+            return False
+        by = wish.waiter
+        long = [
+            g
+            for g in here
+            if any(
+                may_be_halted(self.ledger, e, wish.priority, by)
+                for e in self.ledger.on_gpu[g.uuid].values()
+            )
+        ]
+        ways = self._ways(wish, long, Stage.RUNNING)
+        if not ways or self._ways(replace(wish, patient=True), [*here, *elsewhere], Stage.WAITING):
+            # Nobody is halted for what the end of a grace period brings.
+            return False
+        gpu, steps = min(ways, key=lambda w: (RISK_RANK[w[0].risk], *cost_key(w[1])))
+        cost_s = switch_cost_s(halted_by(steps))
+        waits = [self._wait_s(wish, g, guess=True) for g in here]
+        gain_s = min((s for s in waits if s is not None), default=None)
+        if gain_s is not None and gain_s <= cost_s:
+            return False
+        gain = "" if gain_s is None else f", {gain_s:.0f} s of waiting to gain"
+        self._grant(claim, wish, gpu, steps, move=False, note=f" ({cost_s:.1f} s to lose{gain})")
+        return True
+
+    def _wait_s(self, wish: Wish, gpu: GpuView, *, guess: bool = False) -> float | None:
+        missing = wish.bytes - self._own_bytes(wish.entry, gpu) - self.ledger.free[gpu.uuid]
+        ahead = self.backlog.get(gpu.uuid, 0)
+        return wait_s(self.ledger, gpu.uuid, missing + ahead, wish, guess=guess)
+
     def _grant(
-        self, claim: Claim, wish: Wish, gpu: GpuView, steps: list[Step], *, move: bool
+        self,
+        claim: Claim,
+        wish: Wish,
+        gpu: GpuView,
+        steps: list[Step],
+        *,
+        move: bool,
+        note: str = "",
     ) -> None:
         ledger, entry = self.ledger, wish.entry
         name, size = short(claim.kernel_id), format_bytes(wish.bytes)
-        carry_out(ledger, steps, claim.kernel_id, f"because {name} claims {size}")
+        because = f"because {name} claims {size}{note}"
+        carry_out(ledger, steps, claim.kernel_id, because, wish.waiter)
         if move:
             source = entry.gpu_uuid
             reason = f"Move {name} from {source} to {gpu.uuid}, where there is room for {size}"
@@ -239,10 +303,7 @@ class _Desk:
             if obtainable_bytes(self.ledger, gpu.uuid, wish) < wish.bytes:
                 continue
             hopeful.append(gpu)
-            own = self._own_bytes(wish.entry, gpu)
-            missing = wish.bytes - own - self.ledger.free[gpu.uuid]
-            ahead = self.backlog.get(gpu.uuid, 0)
-            wait = wait_s(self.ledger, gpu.uuid, missing + ahead, wish)
+            wait = self._wait_s(wish, gpu)
             if wait is not None:
                 waits.append(wait)
         for gpu in hopeful:

@@ -18,6 +18,8 @@ def save_idle(ledger: Ledger) -> None:
             continue
         if not entry.idle or entry.moving or kernel.queued_runs or entry.kernel_id in planned:
             continue
+        if entry.frozen:
+            continue
         idle_s = ledger.now_s - kernel.changed_s
         if idle_s >= settings.autosave_idle_s:
             name = short(entry.kernel_id)

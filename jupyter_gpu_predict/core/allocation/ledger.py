@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..model import Claim, ClusterView, GpuView, KernelView, LeaseState, Rung
-from ..plans import Action, Bind, Migrate, Prebind, Reclaim, Release, Resize
-from .capacity import free_bytes, held_bytes, state_bytes
+from ..plans import Action, Bind, Migrate, Prebind, Queue, Reclaim, Release, Resize
+from .capacity import Fit, free_bytes, held_bytes, state_bytes
 
 _IN_USE = (LeaseState.BOUND, LeaseState.RESERVED)
+
+_LITTLE = 0.05
+"""Share of a GPU's memory up to which what is not ours says nothing: the driver's own, a display"""
 
 # P(next burst within 60 s | idle for so many seconds), from the Adobe June 2021 bursts. Used for a
 # kernel without a forecast; generous for shorter horizons, so such a kernel is not robbed lightly.
@@ -87,9 +90,15 @@ class Entry:
     def tied_to(self) -> str | None:
         """The GPU that the kernel's state ties it to, ``None`` for a kernel without device state.
 
-        Until a process has used the device it can be bound anywhere.
+        Until a process has used the device it can be bound anywhere. What is with the driver goes
+        back to where it came from, however little it is.
         """
-        return self.gpu_uuid if self.state_bytes > 0 else None
+        return self.gpu_uuid if self.state_bytes > 0 or self.frozen else None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the driver holds the kernel's state: its process cannot be asked for anything."""
+        return self.kernel.checkpointed or self.kernel.preempted_s is not None
 
 
 class Ledger:
@@ -158,6 +167,31 @@ class Ledger:
         )
         return claimant.kernel.duty + sum(others)
 
+    def fit(self, gpu: GpuView, free_after_bytes: int, entry: Entry) -> Fit:
+        """Return how a GPU with enough free memory suits a kernel."""
+        duty = self.duty_sum(gpu.uuid, entry)
+        wakes = self.settings.consolidate and self.is_empty(gpu)
+        return Fit(gpu, free_after_bytes, duty, gpu.uuid == entry.gpu_uuid, wakes)
+
+    def is_empty(self, gpu: GpuView) -> bool:
+        """Return whether nobody holds memory of a GPU, or is about to."""
+        ours = self.arriving[gpu.uuid] + sum(e.held for e in self.on_gpu[gpu.uuid].values())
+        return ours == 0 and gpu.foreign_bytes <= _LITTLE * gpu.total_bytes
+
+    def is_moving(self) -> bool:
+        """Return whether a kernel is on its way to another GPU, or is planned to go, or waits."""
+        return any(e.kernel.target_gpu_uuid is not None for e in self.entries.values()) or any(
+            isinstance(a, Migrate | Queue) for a in self.actions
+        )
+
+    def can_reach(self, entry: Entry, gpu: GpuView) -> bool:
+        """Return whether a kernel's state can be moved to a GPU at all.
+
+        What the driver holds goes to a GPU of the same kind only.
+        """
+        own = self.gpu_of(entry)
+        return not entry.kernel.checkpointed or (own is not None and own.name == gpu.name)
+
     # ------------------------------------------------------------------ booking
 
     def bind(self, entry: Entry, gpu: GpuView, size: int, claim_id: str, reason: str) -> None:
@@ -176,13 +210,22 @@ class Ledger:
         entry.settled = True
         self.actions.append(Prebind(entry.kernel_id, gpu.uuid, size, reason))
 
-    def reclaim(self, entry: Entry, for_kernel_id: str | None, reason: str) -> None:
-        """Plan to suspend a kernel; what stays resident is only known afterwards."""
+    def reclaim(
+        self, entry: Entry, for_kernel_id: str | None, reason: str, *, mid_cell: bool = False
+    ) -> None:
+        """Plan to suspend a kernel by the rung its view names, or in the middle of its cell.
+
+        What stays resident is only known afterwards.
+        """
         self._set_held(entry, 0)
         entry.state = LeaseState.SUSPENDED
         entry.used, entry.suspended = 0, entry.state_bytes
         entry.settled = True
-        self.actions.append(Reclaim(entry.kernel_id, Rung.IN_PLACE, for_kernel_id, reason))
+        rung, how = entry.kernel.suspend_by or Rung.IN_PLACE, entry.kernel.suspend_why
+        if mid_cell:
+            rung, how = Rung.DRIVER_CHECKPOINT, "by driver checkpoint, in the middle of its cell"
+        why = f"{reason}; {how}" if how else reason
+        self.actions.append(Reclaim(entry.kernel_id, rung, for_kernel_id, why, mid_cell))
 
     def resize(self, entry: Entry, size: int, reason: str) -> None:
         """Plan another size for a lease in use."""
@@ -203,7 +246,8 @@ class Ledger:
         self.arriving[gpu.uuid] += size
         entry.moving = entry.settled = True
         entry.target_uuid, entry.target_bytes = gpu.uuid, size
-        self.actions.append(Migrate(entry.kernel_id, gpu.uuid, Rung.RELAUNCH, reason, size))
+        rung = Rung.DRIVER_CHECKPOINT if entry.kernel.checkpointed else Rung.RELAUNCH
+        self.actions.append(Migrate(entry.kernel_id, gpu.uuid, rung, reason, size))
 
     def _set_held(self, entry: Entry, size: int) -> None:
         if entry.gpu_uuid in self.free:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..model import ClusterView
 from ..plans import Plan
 from .claims import grant_claims, in_order
+from .consolidate import consolidate
 from .idle_saves import save_idle
 from .ledger import Ledger
 from .prebind import prebind
@@ -24,8 +25,11 @@ def decide(view: ClusterView) -> Plan:
     - GPUs on which hard evidence speaks of failure are cordoned and left.
     - Claims are served by priority and age, and a later one passes an earlier one only where it
       takes nothing the earlier could use. No claim waits beside memory it may have.
+    - With `preempt`, claims whose bursts have had less of a GPU come first, and a long running
+      burst is halted for one of them where nothing less makes room.
     - What is left over is used ahead of need where forecasts make that worth its cost.
-    - Where kernels crowd a GPU and another has fallen free, an idle one goes there.
+    - Where kernels crowd a GPU and another has fallen free, an idle one goes there. With
+      `consolidate`, an idle kernel alone on a GPU goes where others are, if all fit there.
     - Kernels that have changed and lie idle are saved.
     """
     ledger = Ledger(view)
@@ -37,6 +41,7 @@ def decide(view: ClusterView) -> Plan:
     grant_claims(ledger, ordered)
     prebind(ledger)
     spread_out(ledger)
+    consolidate(ledger)
     snapshot_at_warning(ledger)
     save_idle(ledger)
     return Plan(view.now_s, tuple(ledger.actions))

@@ -6,7 +6,7 @@ import math
 
 from ..model import GpuView, LeaseState
 from ..sizes import format_bytes
-from .capacity import Fit, best_fit, takes_new_leases
+from .capacity import best_fit, takes_new_leases
 from .ledger import Entry, Ledger, short
 from .victims import Stage, Wish, carry_out, room
 
@@ -29,7 +29,10 @@ def _probability(ledger: Ledger, entry: Entry) -> float:
     kernel, lease = entry.kernel, entry.kernel.lease
     if entry.moving or entry.settled or entry.claim_order is not None or kernel.waiting:
         return 0.0
-    if not kernel.has_agent or entry.state not in (None, LeaseState.SUSPENDED):
+    # Without the agent nobody makes use of a reservation, but the driver brings back what it holds.
+    if not (kernel.has_agent or kernel.checkpointed):
+        return 0.0
+    if entry.state not in (None, LeaseState.SUSPENDED):
         return 0.0
     # What has just been taken back, or has just run out, is not fetched at once again.
     if lease is not None and ledger.now_s - lease.since_s < ledger.settings.grace_period_s:
@@ -107,7 +110,7 @@ def _set_aside(ledger: Ledger, entry: Entry, probability: float) -> None:
     if size == 0:
         return
     fits = [
-        Fit(g, ledger.free[g.uuid] - size, ledger.duty_sum(g.uuid, entry), own=False)
+        ledger.fit(g, ledger.free[g.uuid] - size, entry)
         for g in ledger.gpus.values()
         if _open(ledger, g) and ledger.free[g.uuid] >= size
     ]

@@ -23,7 +23,7 @@ def expire_reservations(ledger: Ledger) -> None:
                 entry,
                 f"End the reservation of {size} for {name}: it ran out {late_s:.0f} s ago, unused",
             )
-        elif entry.idle and entry.kernel.has_agent and entry.kernel.keep_reason is None:
+        elif entry.idle and entry.kernel.suspend_by is not None:
             ledger.reclaim(
                 entry,
                 None,

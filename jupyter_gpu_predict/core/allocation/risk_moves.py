@@ -24,11 +24,12 @@ def leave_failing(ledger: Ledger) -> None:
     """Plan moves off critical and lost GPUs, or snapshots where there is no room elsewhere."""
     leaving = [e for e in ledger.entries.values() if e.gpu_uuid is not None and not e.moving]
     for entry in sorted(leaving, key=_urgency):
+        gpu = ledger.gpu_of(entry)
+        if gpu is None or not _failing(gpu) or entry.settled:
+            continue
         if _moves(ledger) >= ledger.settings.max_moves:
             return
-        gpu = ledger.gpu_of(entry)
-        if gpu is not None and _failing(gpu) and not entry.settled:
-            _leave(ledger, entry, gpu)
+        _leave(ledger, entry, gpu)
 
 
 def _moves(ledger: Ledger) -> int:
@@ -54,7 +55,7 @@ def _leave(ledger: Ledger, entry: Entry, gpu: GpuView) -> None:
     if kernel.waiting and not kernel.movable:
         # Its cell has to end first: the claim is granted in place, or refused on a lost GPU.
         return
-    if not kernel.has_agent:
+    if not (kernel.movable if kernel.checkpointed else kernel.has_agent):
         return
     if kernel.keep_reason is not None:
         _snapshot(ledger, entry, f"{gpu.uuid} {_fault(gpu)}, and it stays: {kernel.keep_reason}")
@@ -85,6 +86,7 @@ def _target(ledger: Ledger, entry: Entry) -> tuple[GpuView, int, list[Step]] | N
         for g in ledger.gpus.values()
         if takes_new_leases(g)
         and g.uuid != entry.gpu_uuid
+        and ledger.can_reach(entry, g)
         and g.total_bytes >= max(entry.state_bytes, min(sizes))
     ]
     for size in sizes:
@@ -111,7 +113,7 @@ def _preference(ledger: Ledger, gpu: GpuView, entry: Entry) -> tuple[int, bool, 
 
 def _snapshot(ledger: Ledger, entry: Entry, why: str) -> None:
     kernel = entry.kernel
-    if not kernel.has_agent or entry.moving or not kernel.savable:
+    if not kernel.has_agent or entry.moving or not kernel.savable or entry.frozen:
         return
     last_s, interval_s = kernel.last_snapshot_s, ledger.settings.snapshot_interval_s
     if last_s is not None and ledger.now_s - last_s < interval_s:

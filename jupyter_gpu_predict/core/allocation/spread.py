@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..model import GpuView, LeaseState
-from ..plans import Migrate, Queue
 from ..sizes import format_bytes
 from .capacity import RISK_RANK, takes_new_leases
 from .ledger import Entry, Ledger, short
@@ -21,22 +20,27 @@ def spread_out(ledger: Ledger) -> None:
     Only of an idle kernel that is not about to run, to a GPU where the duties stay within the
     bound; so no kernel can be sent back and forth. Nothing moves while a claim waits.
     """
-    actions = ledger.actions
-    under_way = any(e.kernel.target_gpu_uuid is not None for e in ledger.entries.values())
-    if under_way or any(isinstance(a, Migrate | Queue) for a in actions):
+    if ledger.is_moving():
         return
     moves = [
-        (entry.state_bytes, entry.kernel_id, target.index, entry, target)
+        (
+            entry.state_bytes,
+            entry.kernel_id,
+            ledger.settings.consolidate and ledger.is_empty(target),
+            target.index,
+            entry,
+            target,
+        )
         for gpu in ledger.gpus.values()
         if _duty(ledger, gpu) > ledger.settings.max_duty
         for entry in ledger.on_gpu[gpu.uuid].values()
-        if _may_go(ledger, entry)
+        if entry.kernel.duty and may_go(ledger, entry)
         for target in ledger.gpus.values()
         if target is not gpu and _has_room(ledger, target, gpu, entry)
     ]
     if not moves:
         return
-    *_, entry, target = min(moves, key=lambda move: move[:3])
+    *_, entry, target = min(moves, key=lambda move: move[:4])
     source = ledger.gpus[entry.gpu_uuid or ""]
     ledger.migrate(
         entry,
@@ -56,7 +60,8 @@ def _duty(ledger: Ledger, gpu: GpuView) -> float:
     )
 
 
-def _may_go(ledger: Ledger, entry: Entry) -> bool:
+def may_go(ledger: Ledger, entry: Entry) -> bool:
+    """Return whether an idle kernel may go to another GPU without its user noticing."""
     kernel = entry.kernel
     return (
         entry.state is LeaseState.BOUND
@@ -65,7 +70,6 @@ def _may_go(ledger: Ledger, entry: Entry) -> bool:
         and kernel.movable
         and kernel.keep_reason is None
         and kernel.age_s >= BELIEVED_AFTER_S
-        and bool(kernel.duty)
         and not ledger.in_grace(entry)
         and ledger.need_probability(entry) < ledger.settings.prebind_threshold
     )

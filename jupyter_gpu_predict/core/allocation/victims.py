@@ -9,6 +9,7 @@ from enum import IntEnum
 from ..model import LeaseState
 from ..sizes import format_bytes
 from .ledger import Entry, Ledger, short
+from .preempt import Waiter, may_be_halted, remaining_s, why_halted
 
 
 class Stage(IntEnum):
@@ -18,6 +19,7 @@ class Stage(IntEnum):
     RESERVATION = 2
     IDLE = 3
     WAITING = 4
+    RUNNING = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Wish:
 
     `order` is the place of the claim in the order of claims, ``None`` for what is not a claim and
     so never suspends a kernel whose cell waits. With `below`, only kernels less likely to be needed
-    give, the cheapest first.
+    give, the cheapest first. `waiter` is ``None`` for what never halts a running burst. With
+    `patient`, idle kernels give although their grace period is not over yet.
     """
 
     entry: Entry
@@ -43,6 +46,8 @@ class Wish:
     priority: int
     order: int | None = None
     below: float | None = None
+    waiter: Waiter | None = None
+    patient: bool = False
 
 
 def room(
@@ -75,18 +80,37 @@ def room(
     return _without_redundant(ledger, list(chosen.values()), freed - deficit)
 
 
-def cost_key(steps: list[Step]) -> tuple[int, float, float]:
-    """Return how disruptive steps are: the worst stage, the latest use, the time to restore."""
+def cost_key(steps: list[Step]) -> tuple[int, float, float, float]:
+    """Return how disruptive steps are.
+
+    The worst stage, the number of bursts halted, the latest use of an idle kernel or else the least
+    that a halted burst has had, the time to restore.
+    """
     taken = [s for s in steps if s.stage >= Stage.IDLE]
+    halted = halted_by(steps)
     return (
         max((s.stage for s in steps), default=0),
-        max((s.entry.idle_since_s for s in taken), default=0.0),
+        len(halted),
+        -min(e.kernel.attained_s for e in halted)
+        if halted
+        else max((s.entry.idle_since_s for s in taken), default=0.0),
         sum(s.entry.kernel.restore_cost_s for s in taken),
     )
 
 
-def carry_out(ledger: Ledger, steps: list[Step], for_kernel_id: str | None, because: str) -> None:
-    """Plan `steps`; `because` ends each reason."""
+def halted_by(steps: list[Step]) -> list[Entry]:
+    """Return the kernels whose running bursts steps suspend."""
+    return [s.entry for s in steps if s.stage is Stage.RUNNING]
+
+
+def carry_out(
+    ledger: Ledger,
+    steps: list[Step],
+    for_kernel_id: str | None,
+    because: str,
+    waiter: Waiter | None = None,
+) -> None:
+    """Plan `steps`; `because` ends each reason. Steps that halt a burst do so for `waiter`."""
     for step in sorted(steps, key=lambda s: s.stage):
         entry = step.entry
         size, name = format_bytes(step.freed_bytes), short(entry.kernel_id)
@@ -106,6 +130,10 @@ def carry_out(ledger: Ledger, steps: list[Step], for_kernel_id: str | None, beca
                 for_kernel_id,
                 f"Take {size} back from {name} (its cell waits behind in the queue) {because}",
             )
+        elif step.stage is Stage.RUNNING and waiter is not None and for_kernel_id is not None:
+            why = why_halted(entry, for_kernel_id, waiter)
+            reason = f"Halt {name} and take {size} back ({why}) {because}"
+            ledger.reclaim(entry, for_kernel_id, reason, mid_cell=True)
         else:
             idle = f"idle {ledger.idle_s(entry):.0f} s, {_likelihood(ledger, entry)}"
             ledger.reclaim(entry, for_kernel_id, f"Take {size} back from {name} ({idle}) {because}")
@@ -123,8 +151,7 @@ def _suspendable(entry: Entry, priority: int) -> bool:
         entry.state is LeaseState.BOUND
         and entry.held > 0
         and not kernel.pinned
-        and kernel.keep_reason is None
-        and kernel.has_agent
+        and kernel.suspend_by is not None
         and kernel.priority <= priority
     )
 
@@ -140,10 +167,13 @@ def obtainable_bytes(ledger: Ledger, uuid: str, wish: Wish) -> int:
     return gpu.total_bytes - gpu.foreign_bytes - ledger.arriving[uuid] - kept
 
 
-def wait_s(ledger: Ledger, uuid: str, deficit: int, wish: Wish) -> float | None:
+def wait_s(
+    ledger: Ledger, uuid: str, deficit: int, wish: Wish, *, guess: bool = False
+) -> float | None:
     """Return when `deficit` bytes are expected to be free on a GPU, ``None`` if that is unknown.
 
-    Running kernels count from their expected end on, all of them with the grace period.
+    Running kernels count from their expected end on, all of them with the grace period. With
+    `guess` those without one are taken to go on for as long as their bursts have lasted.
     """
     grace_s = ledger.settings.grace_period_s
     coming: list[tuple[float, int]] = []
@@ -154,11 +184,14 @@ def wait_s(ledger: Ledger, uuid: str, deficit: int, wish: Wish) -> float | None:
         if _is_ahead(entry, wish):
             continue
         if entry.running or (entry.settled and entry.state is LeaseState.BOUND):
-            if kernel.expected_end_s is None or not entry.running:
+            if not entry.running or (kernel.expected_end_s is None and not guess):
                 continue
-            left_s = max(0.0, kernel.expected_end_s - ledger.now_s)
+            if guess or kernel.expected_end_s is None:
+                left_s = remaining_s(ledger, entry)
+            else:
+                left_s = max(0.0, kernel.expected_end_s - ledger.now_s)
             coming.append((left_s + grace_s, entry.held))
-        elif not entry.settled and kernel.keep_reason is None:
+        elif not entry.settled and kernel.suspend_by is not None:
             coming.append((max(0.0, grace_s - ledger.idle_s(entry)), entry.held))
     freed = 0
     for after_s, size in sorted(coming):
@@ -175,12 +208,17 @@ def _is_ahead(entry: Entry, wish: Wish) -> bool:
 
 def _yields(entry: Entry) -> bool:
     """Return whether an entry's memory can come free at all while its kernel lives."""
-    if entry.kernel.pinned or not entry.kernel.has_agent:
+    kernel = entry.kernel
+    # What an agent refuses now it may give later; without one, what cannot be taken now never can.
+    if kernel.pinned or (kernel.suspend_by is None and not kernel.has_agent):
         return False
     return entry.state is not LeaseState.SUSPENDED
 
 
 def _steps(ledger: Ledger, uuid: str, stage: Stage, wish: Wish) -> Iterator[Step]:
+    if stage is Stage.RUNNING:
+        yield from _bursts(ledger, uuid, wish)
+        return
     others = [
         e
         for e in ledger.on_gpu[uuid].values()
@@ -201,11 +239,23 @@ def _steps(ledger: Ledger, uuid: str, stage: Stage, wish: Wish) -> Iterator[Step
         eligible = [e for e in others if e.idle and _reservation_yields(ledger, e, wish)]
     elif stage is Stage.IDLE:
         eligible = [e for e in others if e.idle and _suspendable(e, wish.priority)]
-        eligible = [e for e in eligible if not ledger.in_grace(e)]
+        eligible = [e for e in eligible if wish.patient or not ledger.in_grace(e)]
     else:
         eligible = [e for e in others if _waits_behind(ledger, e, wish)]
     for entry in sorted(eligible, key=lambda e: _rank(ledger, e, stage, wish)):
         yield Step(entry, stage, entry.held)
+
+
+def _bursts(ledger: Ledger, uuid: str, wish: Wish) -> Iterator[Step]:
+    if wish.waiter is None:
+        return
+    halted = [
+        e
+        for e in ledger.on_gpu[uuid].values()
+        if e is not wish.entry and may_be_halted(ledger, e, wish.priority, wish.waiter)
+    ]
+    for entry in sorted(halted, key=lambda e: (-e.kernel.attained_s, e.kernel_id)):
+        yield Step(entry, Stage.RUNNING, entry.held)
 
 
 def _rank(
@@ -224,12 +274,13 @@ def _reservation_yields(ledger: Ledger, entry: Entry, wish: Wish) -> bool:
     kernel = entry.kernel
     if entry.state is not LeaseState.RESERVED or entry.held == 0 or kernel.pinned:
         return False
-    if kernel.priority > wish.priority or (entry.state_bytes > 0 and kernel.keep_reason):
+    if kernel.priority > wish.priority or (entry.state_bytes > 0 and kernel.suspend_by is None):
         return False
     # A cell that waits is a certainty; a reservation in its grace period yields to it only where
     # it is worth less for certain.
     return (
-        not ledger.in_grace(entry)
+        wish.patient
+        or not ledger.in_grace(entry)
         or kernel.priority < wish.priority
         or ledger.need_probability(entry) < ledger.settings.prebind_threshold
     )
@@ -238,7 +289,7 @@ def _reservation_yields(ledger: Ledger, entry: Entry, wish: Wish) -> bool:
 def _waits_behind(ledger: Ledger, entry: Entry, wish: Wish) -> bool:
     if wish.order is None or entry.claim_order is None or entry.claim_order <= wish.order:
         return False
-    if ledger.in_grace(entry):
+    if ledger.in_grace(entry) and not wish.patient:
         return False
     if entry.state is LeaseState.RESERVED:
         return entry.held > 0 and entry.kernel.priority <= wish.priority
@@ -247,6 +298,8 @@ def _waits_behind(ledger: Ledger, entry: Entry, wish: Wish) -> bool:
 
 def _without_redundant(ledger: Ledger, steps: list[Step], spare: int) -> list[Step]:
     def disruption(step: Step) -> tuple[int, float]:
+        if step.stage is Stage.RUNNING:
+            return (-step.stage, step.entry.kernel.attained_s)
         return (-step.stage, -step.entry.idle_since_s)
 
     kept: list[Step] = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
+from typing import Any
 
 from ...errors import BadInputError, RefusedError
 from ..model import MIB, Rung
@@ -18,14 +20,20 @@ MIN_LEARN_BYTES = MIB
 
 
 class Transfer(str, Enum):
-    """Kinds of work whose speed is measured."""
+    """Kinds of work whose speed is measured; `CHECKPOINT` and `RESUME` are the driver's."""
 
     SUSPEND = "suspend"
     RESTORE = "restore"
     CAPTURE = "capture"
     LOAD = "load"
     CHECKPOINT = "checkpoint"
+    RESUME = "resume"
     LAUNCH = "launch"
+    HELPER = "helper"
+
+
+_TIMES = (Transfer.LAUNCH, Transfer.HELPER)
+"""Kinds that take their time whatever the bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +41,11 @@ class Bandwidths:
     """Measured speeds in bytes per second, and the seconds a standby process takes to be ready.
 
     `suspend` and `restore` move device memory to the host and back; `capture` writes a snapshot and
-    `load` reads it in a fresh process; `checkpoint` is the driver's, one way. `switch_s` is the
-    pause while a kernel's ports are switched. `measured` names what is no longer a default. The
-    defaults are from a machine with 2 cores: first-touch copies at 1.2 GB/s, 967 MB captured in
-    0.95 s and loaded in 0.53 s, ports switched in 0.17 s; a driver checkpoint of about 1 GB/s and
+    `load` reads it in a fresh process; `checkpoint` is the driver's way out and `resume` its way
+    back. `switch_s` is the pause while a kernel's ports are switched, `helper_s` what either way of
+    the driver takes besides the copy. `measured` names what is no longer a default. The defaults
+    are from a machine with 2 cores: first-touch copies at 1.2 GB/s, 967 MB captured in 0.95 s and
+    loaded in 0.53 s, ports switched in 0.17 s; the driver's 1 GB/s either way, its helper's 1 s and
     a launch of 3 s (process, torch and the user's modules) are guesses until measured.
     """
 
@@ -45,9 +54,27 @@ class Bandwidths:
     capture_bytes_per_s: float = 1.0e9
     load_bytes_per_s: float = 1.8e9
     checkpoint_bytes_per_s: float = 1.0e9
+    resume_bytes_per_s: float = 1.0e9
     launch_s: float = 3.0
     switch_s: float = 0.17
+    helper_s: float = 1.0
     measured: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Bandwidths:
+        """Return what `to_json` gave; what is unknown or no positive number keeps its default."""
+        numbers = {
+            f.name: float(data[f.name])
+            for f in fields(cls)
+            if f.name != "measured" and _is_speed(data.get(f.name))
+        }
+        known = [kind.value for kind in Transfer if _field(kind) in numbers]
+        measured = tuple(name for name in data.get("measured", ()) if name in known)
+        return cls(**numbers, measured=measured)
 
 
 def learn(bandwidths: Bandwidths, kind: Transfer, bytes: int, seconds: float) -> Bandwidths:  # noqa: A002
@@ -56,7 +83,7 @@ def learn(bandwidths: Bandwidths, kind: Transfer, bytes: int, seconds: float) ->
     Parameters
     ----------
     bytes
-        Bytes moved; not looked at for `Transfer.LAUNCH`.
+        Bytes moved; not looked at for `Transfer.LAUNCH` and `Transfer.HELPER`.
     seconds
         Time it took.
 
@@ -69,12 +96,9 @@ def learn(bandwidths: Bandwidths, kind: Transfer, bytes: int, seconds: float) ->
         raise BadInputError(f"{kind.value}: {seconds} s is no duration; measure a positive time")
     if bytes < 0:
         raise BadInputError(f"{kind.value}: {bytes} bytes cannot be moved; give 0 or more")
-    if kind is Transfer.LAUNCH:
-        field, value = "launch_s", seconds
-    else:
-        if bytes < MIN_LEARN_BYTES:
-            return bandwidths
-        field, value = f"{kind.value}_bytes_per_s", bytes / seconds
+    if kind not in _TIMES and bytes < MIN_LEARN_BYTES:
+        return bandwidths
+    field, value = _field(kind), seconds if kind in _TIMES else bytes / seconds
     known = kind.value in bandwidths.measured
     former: float = getattr(bandwidths, field)
     changes: dict[str, float] = {
@@ -82,6 +106,15 @@ def learn(bandwidths: Bandwidths, kind: Transfer, bytes: int, seconds: float) ->
     }
     measured = bandwidths.measured if known else (*bandwidths.measured, kind.value)
     return replace(bandwidths, measured=measured, **changes)
+
+
+def _field(kind: Transfer) -> str:
+    return f"{kind.value}_s" if kind in _TIMES else f"{kind.value}_bytes_per_s"
+
+
+def _is_speed(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
 
 
 def suspend_s(bandwidths: Bandwidths, device_bytes: int) -> float:
@@ -94,9 +127,15 @@ def restore_s(bandwidths: Bandwidths, device_bytes: int) -> float:
     return device_bytes / bandwidths.restore_bytes_per_s
 
 
+def resume_s(bandwidths: Bandwidths, device_bytes: int) -> float:
+    """Return the predicted time until the driver has brought device memory back."""
+    return device_bytes / bandwidths.resume_bytes_per_s + bandwidths.helper_s
+
+
 def checkpoint_s(bandwidths: Bandwidths, device_bytes: int) -> float:
-    """Return the predicted time of a driver checkpoint and its restore."""
-    return 2 * device_bytes / bandwidths.checkpoint_bytes_per_s
+    """Return the predicted time of a driver checkpoint and its way back."""
+    out_s = device_bytes / bandwidths.checkpoint_bytes_per_s + bandwidths.helper_s
+    return out_s + resume_s(bandwidths, device_bytes)
 
 
 def relaunch_s(bandwidths: Bandwidths, state_bytes: int) -> float:
@@ -118,7 +157,7 @@ class Ability:
     """
 
     why_not_in_place: str | None = None
-    why_not_checkpoint: str | None = "a driver checkpoint is not proven on this machine"
+    why_not_checkpoint: str | None = "not proven on this machine"
     why_not_relaunch: str | None = None
 
 
@@ -139,8 +178,9 @@ def choose_rung(
     bandwidths: Bandwidths,
     *,
     device_bytes: int,
-    state_bytes: int,
     to_other_gpu: bool,
+    process_bytes: int | None = None,
+    state_bytes: int = 0,
     ability: Ability | None = None,
     gain_s: float | None = None,
 ) -> RungChoice:
@@ -150,10 +190,14 @@ def choose_rung(
     ----------
     device_bytes
         Device memory of the kernel.
+    to_other_gpu
+        Whether the kernel is to go to another GPU, by the driver or by a relaunch; if not, it is
+        to be suspended where it is, in place or by the driver.
+    process_bytes
+        All that its processes have on the GPU, contexts too, which is what the driver moves; by
+        default `device_bytes`.
     state_bytes
         Size of a whole snapshot of it.
-    to_other_gpu
-        Whether the kernel is to go to another GPU; in place it can only be suspended.
     gain_s
         Predicted gain in seconds; ``None`` when it has to be done whatever it costs.
 
@@ -163,28 +207,25 @@ def choose_rung(
         If no rung is possible; the message says why for each.
     """
     can = ability or Ability()
-    why_in_place = (
-        "its process is tied to its GPU"
-        if to_other_gpu and can.why_not_in_place is None
-        else can.why_not_in_place
-    )
+    whole = max(device_bytes, process_bytes or 0)
+    by_driver = Rung.DRIVER_CHECKPOINT, can.why_not_checkpoint, checkpoint_s(bandwidths, whole)
     in_place_s = suspend_s(bandwidths, device_bytes) + restore_s(bandwidths, device_bytes)
     # Rungs in ladder order: `min` keeps the first of equals.
     ladder: tuple[tuple[Rung, str | None, float], ...] = (
-        (Rung.IN_PLACE, why_in_place, in_place_s),
-        (Rung.DRIVER_CHECKPOINT, can.why_not_checkpoint, checkpoint_s(bandwidths, device_bytes)),
-        (Rung.RELAUNCH, can.why_not_relaunch, relaunch_s(bandwidths, state_bytes)),
+        (by_driver, (Rung.RELAUNCH, can.why_not_relaunch, relaunch_s(bandwidths, state_bytes)))
+        if to_other_gpu
+        else ((Rung.IN_PLACE, can.why_not_in_place, in_place_s), by_driver)
     )
     possible = [(rung, cost_s) for rung, why, cost_s in ladder if why is None]
-    obstacles = "; ".join(f"{_words(rung)}: {why}" for rung, why, _ in ladder if why is not None)
     if not possible:
+        obstacles = "; ".join(f"{_words(rung)}: {why}" for rung, why, _ in ladder)
         raise RefusedError(f"no way to take the kernel off its GPU ({obstacles})")
     rung, cost_s = min(possible, key=lambda p: p[1])
     reason = f"{_words(rung)}, {cost_s:.2f} s predicted for {format_bytes(device_bytes)}"
     if gain_s is not None:
         reason += f", {gain_s:.2f} s to gain"
-    if obstacles:
-        reason += f" ({obstacles})"
+    others = [f"{_words(r)}: {why or f'{s:.2f} s'}" for r, why, s in ladder if r is not rung]
+    reason += f" ({'; '.join(others)})"
     return RungChoice(rung, cost_s, gain_s is None or gain_s > cost_s, reason)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from jupyter_gpu_predict.core.model import (
     PolicySettings,
     Quantiles,
     RiskLevel,
+    Rung,
 )
 from jupyter_gpu_predict.core.plans import (
     Bind,
@@ -102,8 +104,16 @@ def of(plan: Plan, kind: type) -> list:
 class Cluster:
     """GPUs and kernels that do what a plan says; each step checks what must never happen."""
 
-    def __init__(self, gpus: Iterable[GpuView], settings: PolicySettings | None = None) -> None:
+    def __init__(
+        self,
+        gpus: Iterable[GpuView],
+        settings: PolicySettings | None = None,
+        *,
+        watched: bool = True,
+    ) -> None:
         self.now_s = NOW
+        self.watched = watched
+        """Off: plans are only carried out, for long simulations."""
         self.gpus = {g.uuid: g for g in gpus}
         self.kernels: dict[str, KernelView] = {}
         self.claims: dict[str, Claim] = {}
@@ -112,6 +122,7 @@ class Cluster:
         self.epoch = 0
         self.granted: list[str] = []
         self.refused: list[str] = []
+        self.halts = 0
 
     def view(self) -> ClusterView:
         return ClusterView(
@@ -121,6 +132,13 @@ class Cluster:
             tuple(self.claims.values()),
             self.settings,
         )
+
+    def advance(self, after_s: float) -> None:
+        """Let time pass; the bursts that run have it."""
+        self.now_s += after_s
+        for k in list(self.kernels.values()):
+            if k.busy and not k.waiting and k.preempted_s is None:
+                self.change(k.kernel_id, attained_s=k.attained_s + after_s)
 
     def change(self, kernel_id: str, **changes) -> None:
         self.kernels[kernel_id] = replace(self.kernels[kernel_id], **changes)
@@ -151,10 +169,15 @@ class Cluster:
         """Decide once, carry the plan out, and check the rules."""
         seen = self.view()
         plan = decide(seen)
+        if not self.watched:
+            for action in plan.actions:
+                self._carry_out(action)
+            return plan
         assert plan == decide(seen), "the same view gave two plans"
         before, state = self.free(), self.state()
         epochs = {k.kernel_id: k.lease.epoch for k in self.kernels.values() if k.lease}
         waits: list[Queue] = []
+        self._check_halts(seen, plan)
         for action in plan.actions:
             assert action.reason
             self._carry_out(action)
@@ -175,6 +198,22 @@ class Cluster:
         assert answered == {c.claim_id for c in seen.claims}, "a claim without an answer"
         return plan
 
+    def _check_halts(self, seen: ClusterView, plan: Plan) -> None:
+        """Who halts whom; counted here apart from the code under test."""
+        policy, claims = self.settings, {c.kernel_id: c for c in seen.claims}
+        for action in plan.actions:
+            if not (isinstance(action, Reclaim) and action.mid_cell):
+                continue
+            assert policy.preempt
+            assert action.rung is Rung.DRIVER_CHECKPOINT
+            victim, by = self.kernels[action.kernel_id], claims[action.for_kernel_id]
+            assert victim.priority <= by.priority
+            assert victim.attained_s >= policy.preempt_min_s
+            attained_s = self.kernels[by.kernel_id].attained_s
+            aged = seen.now_s - by.made_s >= policy.preempt_age_s
+            assert aged or victim.attained_s >= policy.preempt_factor * attained_s
+            self.halts += 1
+
     def allowed(self, one: Claim) -> set[str]:
         """GPUs a claim may be granted on without moving state."""
         k = self.kernels[one.kernel_id]
@@ -191,7 +230,7 @@ class Cluster:
         own = self.gpus[k.lease.gpu_uuid]
         if own.lost or own.total_bytes < need:
             return set()
-        movable = k.movable and k.has_agent and k.keep_reason is None
+        movable = k.movable and (k.checkpointed or (k.has_agent and k.keep_reason is None))
         if movable and one.affinity not in (None, own.uuid, own.name):
             return set()
         if movable and own.risk is RiskLevel.CRITICAL and open_gpus - {own.uuid}:
@@ -223,7 +262,9 @@ class Cluster:
                 self._bind(kernel_id, uuid, size)
                 one = self.claims.pop(claim_id)
                 assert size >= one.bytes
-                self.change(kernel_id, busy=one.origin == "cell", waiting=False)
+                self.change(kernel_id, busy=one.origin in ("cell", "preempted"), waiting=False)
+                if one.origin == "preempted":
+                    self.change(kernel_id, preempted_s=None, switched_s=self.now_s)
                 self.granted.append(claim_id)
             case Prebind(kernel_id, uuid, size):
                 assert self._takes_leases(uuid)
@@ -239,8 +280,12 @@ class Cluster:
                 assert not k.pinned or size >= k.lease.bytes
                 assert size >= min(k.used_bytes, k.lease.bytes)
                 self.change(kernel_id, lease=resize(k.lease, size))
-            case Reclaim(kernel_id):
-                self._reclaim(kernel_id)
+            case Reclaim(kernel_id, rung, _, _, mid_cell):
+                if mid_cell:
+                    self._halt(kernel_id)
+                else:
+                    assert rung is self.kernels[kernel_id].suspend_by
+                    self._reclaim(kernel_id, checkpointed=rung is Rung.DRIVER_CHECKPOINT)
             case Release(kernel_id):
                 k = self.kernels[kernel_id]
                 assert k.used_bytes + k.suspended_bytes == 0, "released state"
@@ -253,6 +298,7 @@ class Cluster:
                 assert not self.gpus[uuid].cordoned
                 self.gpus[uuid] = replace(self.gpus[uuid], cordoned=True)
             case TakeSnapshot(kernel_id):
+                assert not self.kernels[kernel_id].checkpointed
                 last_s = self.kernels[kernel_id].last_snapshot_s
                 if last_s is not None:
                     assert self.now_s - last_s >= self.settings.snapshot_interval_s
@@ -310,30 +356,59 @@ class Cluster:
         )
         used = k.used_bytes + k.suspended_bytes
         assert size >= used
-        self.change(kernel_id, lease=after, used_bytes=used, suspended_bytes=0)
+        self.change(kernel_id, lease=after, used_bytes=used, suspended_bytes=0, checkpointed=False)
 
-    def _reclaim(self, kernel_id: str) -> None:
+    def _halt(self, kernel_id: str) -> None:
+        k = self.kernels[kernel_id]
+        assert k.busy
+        assert not k.waiting
+        assert k.why_not_preempt is None
+        assert k.preempted_s is None
+        assert self.now_s - k.switched_s >= self.settings.preempt_min_s, "two switches in a row"
+        self.change(kernel_id, busy=False)
+        self._reclaim(kernel_id, checkpointed=True)
+        self.change(kernel_id, busy=True, preempted_s=self.now_s, switched_s=self.now_s)
+        assert k.lease is not None
+        one = Claim(
+            f"p{self.next_epoch()}",
+            kernel_id,
+            max(k.lease.bytes, k.used_bytes),
+            self.now_s,
+            math.inf,
+            k.priority,
+            origin="preempted",
+        )
+        self.claims[one.claim_id] = one
+
+    def _reclaim(self, kernel_id: str, *, checkpointed: bool = False) -> None:
         k = self.kernels[kernel_id]
         assert not k.busy or k.waiting, "took from a running kernel"
         assert not k.pinned, "took from a pinned kernel"
-        assert k.keep_reason is None
-        assert k.has_agent
+        assert checkpointed or k.suspend_by is not None
         assert not k.migrating
         assert k.lease is not None
         after = advance(k.lease, LeaseEvent.SUSPEND, now_s=self.now_s, epoch=self.next_epoch())
         state = k.used_bytes + k.suspended_bytes
-        self.change(kernel_id, lease=after, used_bytes=0, suspended_bytes=state)
+        self.change(
+            kernel_id,
+            lease=after,
+            used_bytes=0,
+            suspended_bytes=state,
+            checkpointed=checkpointed,
+        )
 
     def _begin_migration(self, kernel_id: str, uuid: str, target_bytes: int) -> None:
         k = self.kernels[kernel_id]
         assert not k.migrating, "two migrations of one kernel"
+        if k.checkpointed:
+            assert self.gpus[uuid].name == self.gpus[k.lease.gpu_uuid].name, "of another kind"
         assert self._takes_leases(uuid)
         assert k.lease is not None
         assert k.lease.gpu_uuid != uuid
         assert k.lease.state is LeaseState.SUSPENDED or target_bytes >= k.used_bytes
         self.former[kernel_id] = k.lease
         held = k.lease
-        if not k.busy:
+        if not k.busy or k.preempted_s is not None:
             held = advance(k.lease, LeaseEvent.BEGIN_MIGRATION, now_s=self.now_s)
         self.change(
             kernel_id,

@@ -16,10 +16,15 @@ from jupyter_gpu_predict.core.model import (
     LeaseState,
     PolicySettings,
     RiskLevel,
+    Rung,
 )
 
 SIZES = st.sampled_from([200, 300, 150, 400, 100, 50, 512, 700, 0])
 PLACES = st.integers(0, 7)
+
+
+def _cheapest(agent: bool, driver: bool) -> Rung | None:
+    return Rung.IN_PLACE if agent else Rung.DRIVER_CHECKPOINT if driver else None
 
 
 class ClusterHistory(RuleBasedStateMachine):
@@ -27,14 +32,23 @@ class ClusterHistory(RuleBasedStateMachine):
         totals=st.lists(st.sampled_from([256, 512, 512, 1024]), min_size=1, max_size=3),
         prebind=st.booleans(),
         headroom=st.sampled_from([0, 20 * MIB]),
+        preempt=st.booleans(),
+        consolidate=st.booleans(),
     )
-    def build(self, totals, prebind, headroom):
+    def build(self, totals, prebind, headroom, preempt, consolidate):
         gpus = [gpu(i, total) for i, total in enumerate(totals)]
-        policy = PolicySettings(prebind=prebind, headroom_bytes=headroom)
+        policy = PolicySettings(
+            prebind=prebind,
+            headroom_bytes=headroom,
+            preempt=preempt,
+            preempt_min_s=30.0,
+            preempt_age_s=120.0,
+            consolidate=consolidate,
+        )
         self.cluster = Cluster(gpus, policy)
         self.made = 0
         for cost in (0.1, 1.0, 2.0, 0.5):
-            self.launch(0, True, cost == 1.0, cost, None)
+            self.launch(0, True, cost == 1.0, cost, None, True)
 
     def pick(self, place, keep=lambda k: True) -> KernelView | None:
         fitting = [k for k in self.cluster.kernels.values() if keep(k)]
@@ -46,8 +60,9 @@ class ClusterHistory(RuleBasedStateMachine):
         movable=st.booleans(),
         cost=st.sampled_from([0.0, 0.1, 2.0]),
         duty=st.sampled_from([None, 0.1, 0.6]),
+        driver=st.booleans(),
     )
-    def launch(self, priority, agent, movable, cost, duty):
+    def launch(self, priority, agent, movable, cost, duty, driver):
         if len(self.cluster.kernels) < 8:
             self.made += 1
             kernel_id = f"k{self.made}"
@@ -56,7 +71,9 @@ class ClusterHistory(RuleBasedStateMachine):
                 None,
                 priority=priority,
                 has_agent=agent,
-                movable=movable,
+                suspend_by=_cheapest(agent, driver),
+                why_not_preempt=None if driver else "it is not proven",
+                movable=movable and agent,
                 restore_cost_s=cost,
                 duty=duty,
             )
@@ -72,6 +89,8 @@ class ClusterHistory(RuleBasedStateMachine):
             k = self.pick(place, lambda k: not k.busy and not k.migrating)
             if k is None:
                 return
+            if now_s - k.last_used_s >= 60.0:
+                self.cluster.change(k.kernel_id, attained_s=0.0)
             self.made += 1
             one = Claim(
                 f"c{self.made}",
@@ -87,9 +106,9 @@ class ClusterHistory(RuleBasedStateMachine):
 
     @rule(sizes=st.lists(SIZES, min_size=1, max_size=4), after_s=st.sampled_from([6.0, 1.0, 40.0]))
     def run_and_end(self, sizes, after_s):
-        self.cluster.now_s += after_s
+        self.cluster.advance(after_s)
         for size in sizes:
-            k = self.pick(0, lambda k: k.busy and not k.waiting)
+            k = self.pick(0, lambda k: k.busy and not k.waiting and k.preempted_s is None)
             if k is None:
                 return
             held = k.lease
@@ -116,7 +135,8 @@ class ClusterHistory(RuleBasedStateMachine):
     @rule(place=PLACES, why=st.sampled_from([None, None, "a user thread is at work"]))
     def keep(self, place, why):
         if k := self.pick(place):
-            self.cluster.change(k.kernel_id, keep_reason=why)
+            by = None if why else _cheapest(k.has_agent, k.why_not_preempt is None)
+            self.cluster.change(k.kernel_id, keep_reason=why, suspend_by=by)
 
     @rule(
         place=PLACES,
@@ -166,7 +186,7 @@ class ClusterHistory(RuleBasedStateMachine):
 
     @rule(after_s=st.sampled_from([6.0, 40.0, 0.5, 400.0]))
     def wait(self, after_s):
-        self.cluster.now_s += after_s
+        self.cluster.advance(after_s)
 
     @invariant()
     def decide_and_act(self):

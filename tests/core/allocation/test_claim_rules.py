@@ -122,8 +122,7 @@ def test_a_likely_reservation_is_left_its_grace_period():
     [
         {"busy": True},
         {"pinned": True},
-        {"keep_reason": "a thread works on its tensors"},
-        {"has_agent": False},
+        {"suspend_by": None},
         {"migrating": True},
         {"priority": 1},
     ],

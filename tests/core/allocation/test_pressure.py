@@ -32,7 +32,7 @@ def test_an_expired_reservation_with_state_is_suspended_again():
     assert isinstance(reclaim, Reclaim)
 
 
-@pytest.mark.parametrize("changes", [{"busy": True}, {"keep_reason": "a thread"}])
+@pytest.mark.parametrize("changes", [{"busy": True}, {"suspend_by": None}])
 def test_state_of_an_expired_reservation_is_not_taken_at_work(changes):
     plan = decide(view([gpu(0)], [reserved("r", expires_s=NOW, suspended_mib=50, **changes)]))
     assert not of(plan, Reclaim)

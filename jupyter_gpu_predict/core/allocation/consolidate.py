@@ -1,0 +1,105 @@
+"""GPUs that stand empty are kept empty, where that costs nobody anything."""
+
+from __future__ import annotations
+
+import math
+
+from ..model import GpuView, LeaseState
+from ..sizes import format_bytes
+from .capacity import RISK_RANK, takes_new_leases
+from .ledger import Entry, Ledger, short
+from .spread import may_go
+
+SETTLED_AFTER_S = 600.0
+"""How long a kernel must have been idle, and where it is, before it goes elsewhere for power's
+sake: duties are measured over so long, so a shorter absence says nothing about them."""
+
+LOW_NEED = 0.1
+"""P(needed within `NEED_HORIZON_S`) up to which nobody is expected to notice a move."""
+
+NEED_HORIZON_S = 300.0
+
+DUTY_SHARE = 0.5
+"""Share of `max_duty` that duties may sum to after such a move. What is over `max_duty` is spread
+again; the rest lies between them, so that a kernel is not sent to and fro."""
+
+
+def consolidate(ledger: Ledger) -> None:
+    """Plan at most one move of an idle kernel that is alone on its GPU to a GPU in use.
+
+    Each such move leaves one GPU more empty, and none begins while a claim waits or another move
+    is under way.
+    """
+    if not ledger.settings.consolidate or ledger.is_moving():
+        return
+    moves = [
+        (entry.state_bytes, entry.kernel_id, ledger.free[target.uuid], target.index, entry, target)
+        for gpu in ledger.gpus.values()
+        if (entry := _alone(ledger, gpu)) is not None and _may_go(ledger, entry)
+        for target in ledger.gpus.values()
+        if target is not gpu and _has_room(ledger, target, gpu, entry)
+    ]
+    if not moves:
+        return
+    *_, entry, target = min(moves, key=lambda move: move[:4])
+    source, name = entry.gpu_uuid, short(entry.kernel_id)
+    likely = _need(entry)
+    ledger.migrate(
+        entry,
+        target,
+        entry.held,
+        f"Move {name} ({format_bytes(entry.state_bytes)}) to {target.uuid} and leave {source} "
+        f"empty: {name} is alone there, idle {ledger.idle_s(entry):.0f} s, "
+        f"P(needed in {NEED_HORIZON_S:g} s) = {likely:.2f}",
+    )
+
+
+def _alone(ledger: Ledger, gpu: GpuView) -> Entry | None:
+    """Return the only kernel of a GPU that nothing is on its way to."""
+    here = list(ledger.on_gpu[gpu.uuid].values())
+    return here[0] if len(here) == 1 and ledger.arriving[gpu.uuid] == 0 else None
+
+
+def _may_go(ledger: Ledger, entry: Entry) -> bool:
+    kernel, lease = entry.kernel, entry.kernel.lease
+    return (
+        may_go(ledger, entry)
+        and lease is not None
+        and entry.held > 0
+        and kernel.duty is not None
+        and ledger.idle_s(entry) >= SETTLED_AFTER_S
+        and ledger.now_s - lease.since_s >= SETTLED_AFTER_S
+        and kernel.forecast is not None
+        and _need(entry) <= LOW_NEED
+    )
+
+
+def _need(entry: Entry) -> float:
+    forecast = entry.kernel.forecast
+    return 1.0 if forecast is None else forecast.need_probability(NEED_HORIZON_S)
+
+
+def _has_room(ledger: Ledger, target: GpuView, source: GpuView, entry: Entry) -> bool:
+    """Return whether a GPU in use has room for a kernel, with what all there are expected to want.
+
+    Compared are the forecasts' high quantiles.
+    """
+    there = any(e.state is LeaseState.BOUND for e in ledger.on_gpu[target.uuid].values())
+    # Who is suspended there comes back, with its duty and its memory.
+    all_there = ledger.on_gpu[target.uuid].values()
+    duty = sum(e.kernel.duty or 0.0 for e in (entry, *all_there))
+    if not there or duty > DUTY_SHARE * ledger.settings.max_duty:
+        return False
+    if not takes_new_leases(target) or RISK_RANK[target.risk] > RISK_RANK[source.risk]:
+        return False
+    if target.uuid in ledger.blocked or not ledger.can_reach(entry, target):
+        return False
+    growth = sum(max(0, _wants(e) - e.held) for e in all_there)
+    return ledger.free[target.uuid] - growth >= max(entry.held, _wants(entry))
+
+
+def _wants(entry: Entry) -> int:
+    if entry.kernel.forecast is None:
+        return entry.state_bytes
+    high = entry.kernel.forecast.memory_bytes(NEED_HORIZON_S).high
+    return max(entry.state_bytes, math.ceil(high) if math.isfinite(high) and high > 0 else 0)
