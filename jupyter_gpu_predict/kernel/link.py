@@ -11,6 +11,9 @@ from typing import Any
 from ..errors import GpuPredictError, KernelLinkError, LinkTimeoutError
 from .messages import TOPIC, CallMessage, Message, decode
 
+NOTIFIED = "notified"
+"""Field of notices, their number, and of replies, the number of the last notice before them."""
+
 Answer = dict[str, Any]
 Handler = Callable[[Any], "Answer | Awaitable[Answer]"]
 
@@ -45,19 +48,23 @@ class KernelLink:
         self.kernel = kernel
         self._calls: dict[str, tuple[threading.Event, list[Answer]]] = {}
         self._tasks: set[Any] = set()
+        self._notified = 0
+        self._order = threading.Lock()
 
     def notify(self, message: Message) -> None:
         """Publish a notice; safe from any thread."""
         session = self.kernel.session
-        # A parent of our own type: with the running cell's as parent, every notice would count as
-        # the user's activity and reset the culling clock.
-        session.send(
-            self.kernel.iopub_socket,
-            message.msg_type,
-            message.content(),
-            parent=session.msg_header(message.msg_type),
-            ident=TOPIC + message.msg_type.encode(),
-        )
+        with self._order:
+            self._notified += 1
+            # A parent of our own type: with the running cell's as parent, every notice would count
+            # as the user's activity and reset the culling clock.
+            session.send(
+                self.kernel.iopub_socket,
+                message.msg_type,
+                {**message.content(), NOTIFIED: self._notified},
+                parent=session.msg_header(message.msg_type),
+                ident=TOPIC + message.msg_type.encode(),
+            )
 
     def on(self, request: type[Message], handler: Handler) -> None:
         """Answer `request` messages by `handler`; a coroutine runs on the shell's event loop."""
@@ -67,7 +74,7 @@ class KernelLink:
                 self.kernel.session.send(
                     stream,
                     request.msg_type.replace("_request", "_reply"),
-                    content,
+                    {**content, NOTIFIED: self._notified},
                     parent,
                     ident,
                 )

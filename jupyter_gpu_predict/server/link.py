@@ -19,6 +19,7 @@ from ..core.model import Lease
 from ..errors import GpuPredictError, KernelLinkError, LinkTimeoutError
 from ..kernel import messages as m
 from ..kernel.boot import boot_code
+from ..kernel.link import NOTIFIED
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ _BY_REASON = {
 }
 
 ALIVE_CHECK_S = 0.5
+
+LOST_S = 2.0
+"""A reply waits so long for the notices before it: iopub loses messages by design."""
 
 Notice = Callable[[str, dict[str, Any]], None]
 
@@ -42,7 +46,8 @@ class LinkSession:
     """Sockets and session of one link; `km` is anything with connect methods and a session.
 
     Our iopub socket subscribes to our own topic only, so that a cell that prints 100 MB costs this
-    link nothing.
+    link nothing. A reply overtakes no notice that the kernel sent before it: otherwise what a
+    kernel held before a reclaim could be heard, and booked, after what it holds since.
     """
 
     def __init__(self, km: Any, on_notice: Notice, kernel_id: str) -> None:
@@ -50,6 +55,8 @@ class LinkSession:
         self._kernel_id = kernel_id
         self.session = Session(key=km.session.key, signature_scheme=km.session.signature_scheme)
         self._pending: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._notified: int | None = None
+        self._early: list[tuple[int, Callable[[], None]]] = []
         identity = self.session.bsession
         self.control = km.connect_control(identity=identity)
         self.control.on_recv(self._on_control)
@@ -68,8 +75,21 @@ class LinkSession:
     def _on_control(self, frames: list[bytes]) -> None:
         message = self._decode(frames)
         future = self._pending.pop(message["parent_header"].get("msg_id", ""), None)
-        if future is not None and not future.done():
-            future.set_result(message["content"])
+        if future is None:
+            return
+        content = message["content"]
+        before = content.pop(NOTIFIED, 0)
+
+        def settle() -> None:
+            if not future.done():
+                future.set_result(content)
+
+        # Before anything was heard the subscription may not be live.
+        if self._notified is None or before <= self._notified:
+            settle()
+            return
+        self._early.append((before, settle))
+        asyncio.get_running_loop().call_later(LOST_S, settle)
 
     def _on_iopub(self, frames: list[bytes]) -> None:
         # Two of these come with every cell, so only what is used of them is unpacked.
@@ -77,7 +97,16 @@ class LinkSession:
         signature, content = frames[start + 1], frames[start + 5]
         if not hmac.compare_digest(signature, self.session.sign(frames[start + 2 : start + 6])):
             raise KernelLinkError("a notice with a wrong signature came in on iopub")
-        self._on_notice(frames[0].removeprefix(m.TOPIC).decode(), json.loads(content))
+        notice = json.loads(content)
+        number = notice.pop(NOTIFIED, 0)
+        self._on_notice(frames[0].removeprefix(m.TOPIC).decode(), notice)
+        self._notified = number
+        early, self._early = self._early, []
+        for before, settle in early:
+            if before <= number:
+                settle()
+            else:
+                self._early.append((before, settle))
 
     async def ask(
         self, stream: Any, msg_type: str, content: dict[str, Any], timeout_s: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -221,9 +222,8 @@ def test_past_its_deadline_a_cell_fails_before_it_runs(hasty: TestServer, run: R
             waiting = await waiter.start(CELLS[kind])
             behind = await waiter.start("ran = 2")
             await waiter.finish(waiting)
-            why = refusal(waiting)
-            assert "60" in why
-            assert "2 s" in why
+            # Kernel and server both watch the deadline; the server says how long was waited.
+            assert re.search(r"60(\.0)? MiB .*(within 2|in \d+) s", refusal(waiting))
             assert (await waiter.finish(behind)).status == "aborted"
             await assert_did_not_run(bench, waiter)
         silent = await waiter.run(CELLS["sync"], silent=True)

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from jupyter_client.jsonutil import parse_date
 from kernel_bench import Bench, until
 from live_server import Run, TestServer, running
 
-from jupyter_gpu_predict.demo.client import API, Execution, Notebook
+from jupyter_gpu_predict.demo.client import API, Execution
 
 IDLE_S = 8
 CULLING = {
@@ -122,8 +123,8 @@ async def session(server: TestServer) -> dict[str, Any]:
     for reply in replies:
         assert reply is not None
         reply.pop("engine_info", None)
+    await notebook.close()
     return {
-        "notebook": notebook,
         "told": [told(e) for e in (*done, silent, *asked)],
         "replies": replies,
         "others": {(m["msg_type"], m["content"].get("execution_state")) for m in notebook.others},
@@ -147,7 +148,8 @@ def test_jupyter_sees_no_activity_of_ours_and_culls_an_idle_kernel(
 ) -> None:
     async def idle_until_culled(on: TestServer) -> None:
         notebook = await on.open("idle.ipynb")
-        await notebook.run("1 + 1")
+        ended = (await notebook.run("1 + 1")).messages[-1]
+        assert ended["content"] == {"execution_state": "idle"}
 
         async def last_activity() -> str:
             status, model = await on.request("GET", f"api/kernels/{notebook.kernel_id}")
@@ -155,13 +157,19 @@ def test_jupyter_sees_no_activity_of_ours_and_culls_an_idle_kernel(
             assert status == 404 or model["execution_state"] == "idle"
             return "culled" if status == 404 else str(model["last_activity"])
 
-        await asyncio.sleep(0.5)  # the server hears the cell's end by a socket of its own
+        async def heard() -> bool:
+            # The server hears the cell's end by a socket of its own.
+            model = await on.get(f"api/kernels/{notebook.kernel_id}")
+            late = parse_date(model["last_activity"]) < parse_date(ended["header"]["date"])
+            return model["execution_state"] == "idle" and not late
+
+        await until(heard)
         before = await last_activity()
         assert before != "culled"
         if on is server:
             for size in (1 << 20, 2 << 20):
                 assert (await bench.do(notebook, "claim", bytes=size))["state"] == "done"
-            assert (await bench.do(notebook, "reclaim"))["state"] == "done"
+            assert (await bench.do(notebook, "reclaim", wait=True))["state"] == "done"
             await on.post(f"{API}/kernels/{notebook.kernel_id}/pin")
         seen: set[str] = set()
 
@@ -219,15 +227,16 @@ def test_the_process_is_as_it_was(both: list[dict[str, Any]]) -> None:
     assert with_it == without
 
 
-def test_the_user_still_meets_their_own_dill(both: list[dict[str, Any]], run: Run[Any]) -> None:
-    notebook: Notebook = both[0]["notebook"]
-
+def test_the_user_still_meets_their_own_dill(server: TestServer, run: Run[Any]) -> None:
     async def scenario() -> None:
+        # A kernel of its own: that of the session may have been culled meanwhile.
+        notebook = await server.open("dill.ipynb")
         code = "import pickle; before = dict(pickle._Pickler.dispatch)\n%gpu snapshot kept"
         assert (await notebook.run(code)).status == "ok"
         after = "print(pickle._Pickler.dispatch == before)\nimport dill\nprint(dill.__file__)"
         answer = (await notebook.run(after)).text.splitlines()
         assert answer[0] == "True"
         assert "site-packages" in answer[1]
+        await notebook.close()
 
     run(scenario())

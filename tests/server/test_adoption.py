@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_server import SERVER_OPTIONS, TestServer, started, until
+from live_server import SERVER_OPTIONS, TestServer, started, until, until_gone
 
 from jupyter_gpu_predict.demo.client import API, Notebook
 
@@ -83,19 +83,19 @@ def test_a_killed_servers_kernels_are_taken_over(folder: Path) -> None:
 
 
 def test_a_stopped_server_ends_its_kernels(folder: Path) -> None:
-    async def story() -> int:
+    async def story() -> None:
         server = TestServer(folder, options=SERVER_OPTIONS)
         server.start()
         try:
             await server.ready()
             notebook = await server.opened("ends.ipynb", "1")
-            return int((await server.kernel(notebook))["pid"])
+            pid = int((await server.kernel(notebook))["pid"])
         finally:
             await server.stop()
             server.kill()
+        await until_gone(pid)
 
-    pid = asyncio.run(story())
-    assert not Path(f"/proc/{pid}").exists()
+    asyncio.run(story())
 
 
 async def _suspended(server: TestServer, notebook: Notebook) -> bool:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import Run, TestServer, until
+from live_server import Run, TestServer, started, until, until_gone
 
-from jupyter_gpu_predict.demo.client import API, Notebook
+from jupyter_gpu_predict.demo.client import API, Execution, Notebook
 from jupyter_gpu_predict.demo.reference import DIGESTS, parse_digests
 
 STATE = """
@@ -78,7 +78,7 @@ def test_a_moved_kernel_is_the_same_to_its_user(
         assert moved["result"]["rung"] == "relaunch"
         assert await pid_of(server, trained) != pid
         assert await gpu_of(server, trained) == moved["result"]["gpu_uuid"] != gpu
-        assert not Path(f"/proc/{pid}").exists()
+        await until_gone(pid)
         assert await digests(trained) == before
         after = await trained.run("In[-2], Out[len(In) - 2], counter.add(2), weights is not None")
         assert after.reply["execution_count"] == count + 1
@@ -158,9 +158,9 @@ def test_a_move_repeats_nothing_from_before_a_restart(server: TestServer, run: R
     async def story() -> None:
         notebook = await server.opened("restarted.ipynb", "import time")
         mark = server.root / "marks"
-        await notebook.start("time.sleep(300)")
+        await started(notebook, "time.sleep(300)")
         await notebook.start(f"open({str(mark)!r}, 'a').write('x')")
-        await asyncio.sleep(1)
+        await until(lambda: _has_more(server, notebook))
         await server.post(f"api/kernels/{notebook.kernel_id}/restart")
         assert (await notebook.run("fresh = 1")).status == "ok"
         assert (await server.kernel(notebook))["queued_runs"] == 0
@@ -178,9 +178,8 @@ def test_a_run_all_goes_on_after_its_tab_was_closed_and_opened_again(
 ) -> None:
     async def story() -> None:
         notebook = await server.opened("closed.ipynb", "import time; order = []")
-        for i in range(5):
-            await notebook.start(f"time.sleep(0.8); order.append({i})")
-        await asyncio.sleep(0.3)
+        cells = [await notebook.start(f"time.sleep(0.8); order.append({i})") for i in range(5)]
+        await until(lambda: _begun(cells[0]))
         await notebook.close()
         again = Notebook(server, notebook.kernel_id)
         again.session = notebook.session
@@ -191,6 +190,14 @@ def test_a_run_all_goes_on_after_its_tab_was_closed_and_opened_again(
         await server.end(again)
 
     run(story())
+
+
+async def _begun(cell: Execution) -> bool:
+    return bool(cell.messages)
+
+
+async def _has_more(server: TestServer, notebook: Notebook) -> bool:
+    return bool((await server.kernel(notebook))["queued_runs"])
 
 
 async def _says(notebook: Notebook, code: str, text: str) -> bool:
@@ -282,14 +289,14 @@ def test_a_kernel_killed_during_its_move_lets_its_lease_go(
         epoch = (await server.kernel(notebook))["lease"]["epoch"]
         await notebook.start("time.sleep(120)")
         started = await server.post(f"{API}/kernels/{notebook.kernel_id}/migrate", {})
-        await asyncio.sleep(2)
+        await until(lambda: _moves(server, notebook))
         os.kill(await pid_of(server, notebook), 9)
 
         async def let_go() -> bool:
             status, model = await server.request("GET", f"{API}/kernels/{notebook.kernel_id}")
             return status == 404 or model["lease"] is None or model["lease"]["epoch"] > epoch
 
-        await until(let_go, 20)
+        await until(let_go)
         operation = await server.operation(started)
         assert operation["state"] == "failed"
         assert notebook.kernel_id in operation["error"]
@@ -298,6 +305,10 @@ def test_a_kernel_killed_during_its_move_lets_its_lease_go(
         await server.end(notebook)
 
     run(story())
+
+
+async def _moves(server: TestServer, notebook: Notebook) -> bool:
+    return bool((await server.kernel(notebook))["state"] == "migrating")
 
 
 def test_two_moves_of_one_kernel_at_once_conflict(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live_server import Run, TestServer, started, until
+from live_server import Run, TestServer, started, until, until_gone
 
 from jupyter_gpu_predict.demo.client import API, Notebook
 
@@ -156,15 +156,7 @@ def test_a_kernel_that_is_shut_down_takes_its_writer_along(
         operation = await begun(server, notebook)
         pid = int(await say(notebook, "writer()"))
         await server.end(notebook)
-
-        async def gone() -> bool:
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                return True
-            return False
-
-        await until(gone)
+        await until_gone(pid)
         assert (await server.operation(operation))["state"] in {"failed", "cancelled"}
         assert await catalogue(server, notebook) == []
 
@@ -203,6 +195,12 @@ def test_an_idle_kernel_is_saved_once_after_each_change_and_few_are_kept(
 
             await until(settled)
 
+        async def at_rest() -> bool:
+            plan = await server.get(f"{API}/plan")
+            saves = any(a["action"] == "TakeSnapshot" for a in plan["plan"]["actions"])
+            under_way = (await server.kernel(notebook))["operation"]
+            return not (plan["view"]["settings"]["autosave"] or saves or under_way)
+
         async def settled_down() -> bool:
             left = await catalogue(server, notebook)
             checked = [s["verified"] for s in left if s["automatic"]]
@@ -211,6 +209,9 @@ def test_an_idle_kernel_is_saved_once_after_each_change_and_few_are_kept(
         await until(settled_down)
         assert "snapshot_verified" in await say(notebook, "%gpu history")
         assert {s["name"] for s in await catalogue(server, notebook)} >= {"mine"}
+        # From here on `last` must not come to mean a state of after `x = 3`.
+        await server.request("PUT", f"{API}/policy", {"autosave": False})
+        await until(at_rest)
         await say(notebook, "x = 'lost'")
         shown = await say(notebook, "%gpu snapshots")
         assert "idle" in shown

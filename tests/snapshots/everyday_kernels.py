@@ -158,7 +158,7 @@ class Zygote:
 
     def close(self) -> None:
         """End the process; its kernels have been killed."""
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=60)
 
 
 async def go_through(session: Session, before: Zygote, after: Zygote, folder: Path) -> list[str]:

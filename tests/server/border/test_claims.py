@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,8 +83,11 @@ async def start_waiting(server: TestServer, notebook: Notebook, **claim: Any) ->
     assert (started["kind"], started["state"]) == ("claim", "running")
 
     async def queued() -> Any:
+        # The last plan may still be one of before, with a claim of a kernel that is gone.
         actions = (await server.get(f"{API}/plan"))["plan"]["actions"]
-        return [a for a in actions if a["action"] == "Queue"]
+        return [
+            a for a in actions if a["action"] == "Queue" and a["kernel_id"] == notebook.kernel_id
+        ]
 
     (place,) = await until(queued)
     kernel = await server.get(path)
@@ -141,7 +146,8 @@ def test_a_claim_past_its_deadline_fails_and_says_so(
         before = await server.kernel(claimant)
         ended = await server.do(claimant, "claim", {"bytes": LARGE, "deadline_s": 1})
         assert (ended["state"], ended["code"], ended["status"]) == ("failed", "conflict", 409)
-        assert "no 400 MiB came free in 1 s" in ended["error"]
+        # It says how long was waited, and a slow machine looks late.
+        assert re.search(r"no 400 MiB came free in [1-9]\d* s", ended["error"])
         assert ended["ended_s"] - ended["started_s"] >= 1
         after = await server.kernel(claimant)
         assert (after["lease"], after["waiting"], after["operation"]) == (before["lease"], [], None)
@@ -173,23 +179,27 @@ def test_a_kernel_has_one_claim_at_a_time_and_can_be_saved_meanwhile(
 
 
 def test_a_busy_kernel_is_not_suspended_and_the_reason_is_said(
-    server: TestServer, run: Run[Any], holders: list[Notebook]
+    server: TestServer, run: Run[Any], holders: list[Notebook], tmp_path: Path
 ) -> None:
     async def look() -> None:
-        notebook = holders[1]
+        notebook, go_on = holders[1], tmp_path / "go on"
         await server.do(notebook, "bind")
-        cell = await notebook.start("import time; time.sleep(3); print(int(x.sum()))")
+        waits = f"import os, time\nwhile not os.path.exists({str(go_on)!r}): time.sleep(0.05)"
+        cell = await notebook.start(f"{waits}\nprint(int(x.sum()))")
 
         async def busy() -> bool:
             return bool((await server.kernel(notebook))["busy"])
 
         await until(busy)
         ended = await server.do(notebook, "reclaim")
-        assert not cell.done.is_set()
         assert (ended["state"], ended["code"], ended["status"]) == ("failed", "refused", 409)
         assert "is running a cell" in ended["error"]
         assert (await server.kernel(notebook))["state"] == "bound"
-        waited = await server.do(notebook, "reclaim", {"wait": True})
+        path = f"{API}/kernels/{notebook.kernel_id}/reclaim"
+        waiting = await server.post(path, {"wait": True})
+        assert waiting["state"] == "running"
+        go_on.touch()
+        waited = await server.operation(waiting)
         assert waited["state"] == "done", waited
         assert (await notebook.finish(cell)).text == f"{HELD // 4}\n"
         assert (await server.kernel(notebook))["state"] == "suspended"

@@ -47,7 +47,7 @@ async def subscribed(server: TestServer) -> AsyncIterator[list[dict[str, Any]]]:
         yield events
     finally:
         socket.close()
-        await asyncio.wait_for(reader, 10)
+        await asyncio.wait_for(reader, 60)
 
 
 async def metrics(server: TestServer) -> dict[tuple[str, frozenset[Any]], float]:
@@ -78,9 +78,14 @@ def test_subscribers_hear_of_cells_grants_reclaims_and_pins_in_order(
                     if e["kind"] == kind and e.get("kernel_id") == notebook.kernel_id
                 ]
 
+            async def ran() -> list[dict[str, Any]]:
+                return heard("cell_run")
+
             await notebook.run(f"x = torch.ones({HELD // 4})")
+            # The server hears of the cell's end by a socket of its own.
+            await until(ran)
             await server.do(notebook, "claim", {"bytes": 2 * HELD})
-            await server.do(notebook, "reclaim")
+            await server.do(notebook, "reclaim", {"wait": True})
             await server.post(f"{API}/kernels/{notebook.kernel_id}/pin")
             await server.post(f"{API}/kernels/{notebook.kernel_id}/unpin")
             await notebook.run("x.sum()")
@@ -142,7 +147,7 @@ def test_metrics_show_memory_leases_risk_and_what_happened(
         assert before[key("claims_waiting")] == 0
         assert {v for (n, _), v in before.items() if n == "jupyter_gpu_risk"} == {0}
 
-        await server.do(notebook, "reclaim")
+        await server.do(notebook, "reclaim", {"wait": True})
         after = await metrics(server)
         assert after[reclaimed] == before[reclaimed] + 1
         assert after[key("leases", state="suspended")] == 1

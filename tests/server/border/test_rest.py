@@ -49,7 +49,9 @@ def test_a_kernel_shows_its_notebook_its_process_and_its_cell_runs(
         assert failed.status == "error"
         await until(lambda: _ends_with_error(server, notebook))
         kernel = await server.kernel(notebook)
-        assert kernel in await server.get(f"{API}/kernels")
+        listed = {k["id"]: k for k in await server.get(f"{API}/kernels")}
+        assert listed[notebook.kernel_id].keys() == kernel.keys()
+        assert listed[notebook.kernel_id]["pid"] == kernel["pid"]
         pid = (await notebook.run("import os; print(os.getpid())")).text
         assert kernel["pid"] == int(pid)
         assert kernel["notebook"] == "folder.ipynb"
