@@ -17,6 +17,8 @@ from .server import API
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .devices.doctor import Check
+
 TIMEOUT_S = 10.0
 """How long a running server may take to answer."""
 
@@ -92,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .cli_snapshots import run
 
             return run(options)
+        if options.command == "doctor" and options.prove:
+            return _prove(as_json=options.json, python=options.python)
         return commands[options.command](as_json=options.json)
     except GpuPredictError as error:
         print(f"jupyter gpu {options.command}: {error}", file=sys.stderr)
@@ -112,6 +116,17 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    command.add_argument(
+        "--prove",
+        action="store_true",
+        help="try on the GPUs what the driver can do with whole processes, and keep what was found",
+    )
+    command.add_argument(
+        "--python",
+        default=sys.executable,
+        metavar="PATH",
+        help="interpreter with torch that is tried (with --prove)",
+    )
     from .cli_snapshots import add_parser
 
     add_parser(commands)
@@ -189,6 +204,7 @@ def _ask(server: Server) -> dict[str, Any]:
         "extension": None,
         "gpus": None,
         "kernels": None,
+        "power": None,
         "problem": None,
     }
     try:
@@ -196,6 +212,7 @@ def _ask(server: Server) -> dict[str, Any]:
         model["extension"] = model["gpus"] is not None
         if model["extension"]:
             model["kernels"] = server.get("kernels")
+            model["power"] = server.get("power")
     except GpuPredictError as error:
         model["problem"] = str(error)
     return model
@@ -218,6 +235,7 @@ def _show_server(console: Console, server: dict[str, Any]) -> None:
     print_table(
         console, title, "GPU|name|held|state|risk|kernels", (_gpu_row(g) for g in gpus["gpus"])
     )
+    console.print(_power_line(server["power"]))
     if kernels:
         title = "Kernels on simulated GPUs" if gpus["simulated"] else "Kernels"
         columns = "kernel|notebook|state|GPU|used|suspended|last decision"
@@ -238,6 +256,19 @@ def _gpu_row(gpu: dict[str, Any]) -> tuple[str, ...]:
         "unknown" if risk is None else f"{risk['level']}{': ' if evidence else ''}{evidence}",
         str(len(gpu["leases"])),
     )
+
+
+def _power_line(power: dict[str, Any] | None) -> str:
+    """Return the energy in a sentence; a server of an earlier version tells none."""
+    if power is None or power["simulated"]:
+        return "Energy: none told (simulated GPUs)." if power else "Energy: unknown."
+    now = "" if power["power_w"] is None else f"{power['power_w']:.0f} W now, "
+    saved = f"{power['saved_j'] / 3600:.1f} Wh saved by GPUs kept empty"
+    if power["unknown"]:
+        saved += f" (unknown for {len(power['unknown'])})"
+    unmeasured = len(power["unmeasured"])
+    note = f"; {unmeasured} GPU(s) tell none" if unmeasured else ""
+    return f"Energy: {now}{power['used_j'] / 3600:.1f} Wh since the server started, {saved}{note}."
 
 
 def _kernel_row(kernel: dict[str, Any]) -> tuple[str, ...]:
@@ -305,6 +336,19 @@ def _doctor(*, as_json: bool) -> int:
     # Where a part is missing the probe could only repeat that, after a long wait.
     if all(check.ok is not False for check in checks if check.name in {"packages", "store"}):
         checks.append(probe_agent())
+    return _show_checks(console, checks, as_json=as_json)
+
+
+def _prove(*, as_json: bool, python: str) -> int:
+    from .server.doctor import prove
+
+    console = console_for_people()
+    if not as_json:
+        console.print("Trying driver checkpoints on the GPUs; this takes some minutes.")
+    return _show_checks(console, prove(python=python), as_json=as_json)
+
+
+def _show_checks(console: Console, checks: Sequence[Check], *, as_json: bool) -> int:
     failed = [check for check in checks if check.ok is False]
     if as_json:
         print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from ..core.model import DemandSample, LeaseState, Risk, RiskLevel
-from ..core.risk import assess
+from ..core.model import DemandSample, GpuStatus, LeaseState, RiskLevel
+from ..core.power import PowerAccounts
+from ..core.risk import Risk, assess
+from .power import read_power
 from .records import KernelRecord
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ class Facts:
 
     def __init__(self, loop: ControlLoop) -> None:
         self.loop = loop
+        self.power = PowerAccounts()
         self._sampled_s = 0.0
 
     async def gather(self) -> None:
@@ -39,10 +42,32 @@ class Facts:
                 memory.setdefault(lease.gpu_uuid, {})[pid] = record.used_bytes
         self.loop.backend.account(memory)
         before = {s.uuid: s for s in self.loop.statuses}
-        self.loop.statuses = await asyncio.to_thread(self.loop.backend.read)
+        records = list(self.loop.kernels.values())
+        self.loop.statuses, held = await asyncio.to_thread(self._read, records)
+        for record, (bytes_by_gpu, processes) in zip(records, held, strict=True):
+            record.process_bytes, record.gpu_processes = bytes_by_gpu, processes
+            if not record.port.has_agent and record.ready and not record.checkpointed:
+                record.used_bytes = sum(bytes_by_gpu.values())
         for status in self.loop.statuses:
             risk = assess(status.uuid, status, before.get(status.uuid), self.loop.clock())
             self._note_risk(risk)
+        self.power = read_power(self.loop, self.power)
+
+    def _read(
+        self, records: list[KernelRecord]
+    ) -> tuple[tuple[GpuStatus, ...], list[tuple[dict[str, int], int]]]:
+        """Return the GPUs, and what each kernel's processes have on them and how many they are."""
+        statuses = self.loop.backend.read()
+        real = [s for s in statuses if not s.simulated and s.processes]
+        if not real:
+            return statuses, [({}, 0) for _ in records]
+        held = []
+        for record in records:
+            pids = set(record.port.pids())
+            on = {s.uuid: sum(b for pid, b in s.processes if pid in pids) for s in real}
+            count = len(pids & {pid for s in real for pid, _ in s.processes})
+            held.append(({uuid: size for uuid, size in on.items() if size}, count))
+        return statuses, held
 
     def _note_risk(self, risk: Risk) -> None:
         known = self.loop.risks.get(risk.gpu_uuid)
@@ -65,11 +90,14 @@ class Facts:
     async def _note_facts(self) -> None:
         """Book what kernels hold by now, whatever was planned for them."""
         for record in list(self.loop.kernels.values()):
-            if record.working is not None:
+            if record.working is not None or record.checkpointed:
                 continue
             lease = self.loop.leases.get(record.kernel_id)
             if lease is not None:
                 record.gpu_uuid = lease.gpu_uuid
+            elif record.gpu_uuid is None and record.process_bytes:
+                # It was launched before any GPU was known, and found one by itself.
+                record.gpu_uuid = max(record.process_bytes, key=record.process_bytes.__getitem__)
             if lease is None and record.used_bytes and record.gpu_uuid is not None:
                 await self._book(record, record.gpu_uuid, "it uses memory without a lease")
             elif lease is None:
@@ -84,6 +112,8 @@ class Facts:
                 await self._book(record, lease.gpu_uuid, "it uses its reservation", lease.bytes)
             elif record.used_bytes > lease.bytes:
                 await self._book(record, lease.gpu_uuid, "it uses more than it was granted")
+            elif not record.port.has_agent and record.ready and record.used_bytes < lease.bytes:
+                await self._book(record, lease.gpu_uuid, "it cannot be asked, and uses less")
 
     async def _book(
         self, record: KernelRecord, gpu_uuid: str, reason: str, least_bytes: int = 0

@@ -10,18 +10,21 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.allocation.policy import decide
-from ..core.migration.cost import Bandwidths, Transfer, learn
-from ..core.model import CellRun, Claim, ClusterView, GpuStatus, PolicySettings, Risk
+from ..core.model import CellRun, Claim, ClusterView, GpuStatus, PolicySettings
 from ..core.plans import Plan
+from ..core.risk import Risk
 from ..errors import ConflictError, GpuPredictError, NotFoundError
 from .facts import Facts
 from .forecasts import ForecastRounds
+from .halted import Halted
 from .leases import LeaseBook
-from .observe import build_view, foreign_bytes
+from .observe import build_view, free_bytes
 from .operations import Operations
-from .ports import DeviceBackend, Forecasting, Moves, Saves, TraceStore
+from .ports import Checkpoints, DeviceBackend, Forecasting, Moves, Saves, TraceStore
 from .reconciler import Reconciler
 from .records import KernelRecord
+from .speeds import Speeds
+from .switching import Switching
 from .write_behind import LULL_S, WriteBehind
 
 log = logging.getLogger(__name__)
@@ -45,6 +48,7 @@ class ControlLoop:
         settings: PolicySettings,
         forecast_interval_s: float = 10.0,
         clock: Callable[[], float] = time.time,
+        host: str | None = None,
     ) -> None:
         self.backend = backend
         self.store = store
@@ -58,31 +62,41 @@ class ControlLoop:
         self.risks: dict[str, Risk] = {}
         self.cordoned: dict[str, str] = {}
         self.draining: set[str] = set()
-        self.bandwidths = Bandwidths()
+        self.speeds = Speeds(store, self.later, host)
         self.last_view: ClusterView | None = None
         self.last_plan: Plan | None = None
         self.moves: Moves | None = None
         self.saves: Saves | None = None
+        self.checkpoints: Checkpoints | None = None
+        self.switching = Switching(self)
+        self.halted = Halted(self)
         self._emit = emit
         self._listeners: list[Callable[[str], None]] = []
         self._wake = asyncio.Event()
+        self._begun = asyncio.Event()
         self._forecasts = ForecastRounds(self, forecasting, forecast_interval_s)
         self._writes = WriteBehind(store)
         self._waking: asyncio.TimerHandle | None = None
         self._settled: dict[str, asyncio.Future[None]] = {}
-        self._facts = Facts(self)
-        self._reconciler = Reconciler(self)
+        self.facts = Facts(self)
+        self.reconciler = Reconciler(self)
         self._tasks: list[asyncio.Task[None]] = []
 
     # ------------------------------------------------------------------ life
 
     async def start(self) -> None:
         """Read the devices once and begin to loop."""
-        await self._facts.read_devices()
+        await self.speeds.load()
+        await self.facts.read_devices()
+        self._begun.set()
         self._tasks = [
             asyncio.ensure_future(self._run()),
             asyncio.ensure_future(self._writes.run()),
         ]
+
+    async def begun(self) -> None:
+        """Wait until the GPUs are known: a server answers a moment before it has read them."""
+        await self._begun.wait()
 
     async def close(self) -> None:
         """Stop looping; what was to be written is written."""
@@ -90,7 +104,7 @@ class ControlLoop:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._forecasts.close()
-        await self._reconciler.close()
+        await self.reconciler.close()
         if self._waking is not None:
             self._waking.cancel()
         await asyncio.to_thread(self._writes.write_all)
@@ -149,11 +163,12 @@ class ControlLoop:
 
     async def tick(self) -> None:
         """Observe, decide and act once."""
-        await self._facts.gather()
+        await self.facts.gather()
+        self.halted.claim()
         view = build_view(self)
         plan = decide(view)
         self.last_view, self.last_plan = view, plan
-        await self._reconciler.carry_out(plan)
+        await self.reconciler.carry_out(plan)
         self._forecasts.refresh()
 
     # ------------------------------------------------------------------ kernels
@@ -173,6 +188,7 @@ class ControlLoop:
     def kernel_started(self, record: KernelRecord) -> None:
         """Take a kernel in."""
         self.kernels[record.kernel_id] = record
+        self.halted.taken_over(record)
         lease = self.leases.get(record.kernel_id)
         self.event(
             "kernel_started",
@@ -191,6 +207,8 @@ class ControlLoop:
             del self.claims[claim.claim_id]
             self.settle(claim.claim_id, ConflictError(f"kernel {kernel_id} ended: {reason}"))
         self._forecasts.forget(kernel_id)
+        if self.checkpoints is not None:
+            self.checkpoints.forget(kernel_id)
         lease = await self.leases.release(kernel_id)
         if record is not None or lease is not None:
             self.event(
@@ -206,8 +224,17 @@ class ControlLoop:
         """Note that a cell runs."""
         record.running_since_s, record.running_digest = self.clock(), digest
         record.granted_s = None
+        record.burst.cell_started(record.running_since_s)
         if record.prebound == "restored":
             self._prebind_hit(record)
+
+    def cell_over(self, record: KernelRecord) -> None:
+        """Note that a cell has ended of which nothing else is known: its kernel has no agent."""
+        now = self.clock()
+        record.burst.cell_ended(record.running_since_s or now, now)
+        record.running_since_s = record.running_digest = record.granted_s = None
+        record.last_used_s = now
+        self.wake_soon()
 
     def prebound(
         self,
@@ -240,7 +267,8 @@ class ControlLoop:
         """Note a finished cell run."""
         record.running_since_s = record.running_digest = record.granted_s = None
         record.last_used_s = record.changed_s = self.clock()
-        if run.end_s >= record.measured_s:
+        record.burst.cell_ended(run.start_s, run.end_s)
+        if run.end_s >= record.measured_s and not record.checkpointed:
             # A short run is told late: it must not undo what a reclaim has found since.
             record.used_bytes = run.end_bytes
         record.runs.append(run)
@@ -264,6 +292,9 @@ class ControlLoop:
         """Take a claim in; a repeated one changes nothing."""
         if claim.claim_id in self.claims:
             return
+        record = self.kernels.get(claim.kernel_id)
+        if record and claim.origin == "cell" and self.clock() < record.no_resume_before_s:
+            return  # its state just failed to come back; who waits at the gate asks again
         self.claims[claim.claim_id] = claim
         self.event(
             "claim",
@@ -299,8 +330,8 @@ class ControlLoop:
             future.set_exception(refusal)
 
     async def reclaim(self, kernel_id: str, reason: str, *, wait: bool = False) -> int:
-        """Suspend a kernel in place, as a plan would, and return the bytes that became free."""
-        return await self._reconciler.reclaim(kernel_id, reason, wait=wait)
+        """Suspend a kernel as a plan would, see `Switching.reclaim`."""
+        return await self.switching.reclaim(kernel_id, reason, wait=wait)
 
     # ------------------------------------------------------------------ GPUs
 
@@ -317,6 +348,10 @@ class ControlLoop:
                 return status
         known = ", ".join(s.uuid for s in self.statuses) or "none"
         raise NotFoundError(f"GPU {uuid!r} does not exist; known GPUs: {known}")
+
+    def gpu_name(self, uuid: str) -> str:
+        """Return what kind of GPU it is; one that is gone is of no other's kind."""
+        return next((s.name for s in self.statuses if s.uuid == uuid), f"the lost GPU {uuid}")
 
     def cordon(self, uuid: str, reason: str) -> None:
         """Give no new leases on a GPU."""
@@ -343,21 +378,11 @@ class ControlLoop:
 
     def free_bytes(self, gpu_uuid: str, *, but_for: str | None = None) -> int:
         """Return what nobody holds of a GPU, kernel `but_for` apart, or is on its way to."""
-        held = sum(x.held_bytes for x in self.leases.on(gpu_uuid) if x.kernel_id != but_for)
-        arriving = sum(
-            r.target_bytes for r in self.kernels.values() if r.target_gpu_uuid == gpu_uuid
-        )
-        foreign = foreign_bytes(self, gpu_uuid)
-        return self.gpu(gpu_uuid).total_bytes - foreign - held - arriving
+        return free_bytes(self, gpu_uuid, but_for)
 
     def cap_bytes(self, gpu_uuid: str, kernel_id: str) -> int:
         """Return what a kernel may take at most: all that nobody else holds."""
         return max(0, self.free_bytes(gpu_uuid, but_for=kernel_id))
-
-    def learned(self, kind: Transfer, moved_bytes: int, seconds: float) -> None:
-        """Learn a bandwidth from a measured suspend or restore."""
-        if moved_bytes > 0 and seconds > 0:
-            self.bandwidths = learn(self.bandwidths, kind, moved_bytes, seconds)
 
     def configure(self, changes: Mapping[str, Any]) -> PolicySettings:
         """Change the live policy's settings."""

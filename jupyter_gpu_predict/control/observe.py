@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..core.migration.cost import restore_s
-from ..core.model import ClusterView, GpuView, KernelView, RiskLevel
+from ..core.model import ClusterView, GpuView, KernelView, LeaseState, RiskLevel, Rung
+from ..errors import RefusedError
+from .ports import RESUME_MARGIN_BYTES
 from .records import KernelRecord
+from .rungs import choose_suspension, restore_cost_s, why_no_checkpoint
 
 if TYPE_CHECKING:
     from .loop import ControlLoop
@@ -26,6 +28,7 @@ def build_view(loop: ControlLoop) -> ClusterView:
                 foreign_bytes=foreign_bytes(loop, s.uuid),
                 cordoned=s.uuid in loop.cordoned,
                 lost=s.lost,
+                whole=s.parent is not None,
                 risk=RiskLevel.CRITICAL if s.uuid in loop.draining else loop.risks[s.uuid].level,
             )
             for s in loop.statuses
@@ -42,11 +45,17 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
     )
     usual = record.usual_duration_s(record.running_digest)
     started = record.running_since_s
+    rung: Rung | None = None
+    try:
+        choice = choose_suspension(loop, record)
+        rung, why = choice.rung, choice.reason
+    except RefusedError as error:
+        why = str(error)
     return KernelView(
         kernel_id=record.kernel_id,
         lease=loop.leases.get(record.kernel_id),
         used_bytes=record.used_bytes,
-        suspended_bytes=record.suspended_bytes,
+        suspended_bytes=_needed_to_come_back(loop, record),
         busy=record.busy or waiting or not record.ready or record.about_to_run(now),
         waiting=waiting,
         started_s=started,
@@ -55,22 +64,55 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
         queued_runs=record.queued_runs,
         pinned=record.pinned,
         priority=record.priority,
-        restore_cost_s=restore_s(loop.bandwidths, record.suspended_bytes or record.used_bytes),
+        restore_cost_s=restore_cost_s(loop, record, rung),
         keep_reason=record.keeps(now),
         has_agent=record.port.has_agent,
         migrating=record.working is not None,
         forecast=record.forecast,
         duty=record.duty(now),
         last_snapshot_s=record.last_snapshot_s,
-        movable=record.port.has_agent and record.working is None and now >= record.no_move_before_s,
+        movable=(record.port.has_agent or record.checkpointed)
+        and record.working is None
+        and now >= record.no_move_before_s,
         target_gpu_uuid=record.target_gpu_uuid,
         target_bytes=record.target_bytes,
         age_s=now - record.started_s,
         changed_s=record.changed_s,
         savable=record.working is None
+        and not record.checkpointed
         and now >= record.no_save_before_s
         and not loop.operations.saving(record.kernel_id),
+        suspend_by=rung,
+        suspend_why=why,
+        why_not_preempt=why_no_checkpoint(loop, record, mid_cell=True),
+        attained_s=record.burst.attained_s(now),
+        switched_s=record.switched_s,
+        checkpointed=record.checkpointed,
+        preempted_s=record.preempted_s,
     )
+
+
+def _needed_to_come_back(loop: ControlLoop, record: KernelRecord) -> int:
+    """Return a kernel's suspended bytes, with what the driver may want beside them."""
+    lease = loop.leases.get(record.kernel_id)
+    if not record.checkpointed or lease is None or lease.state is not LeaseState.SUSPENDED:
+        return record.suspended_bytes
+    # A GPU of an earlier server may not be there any more.
+    total = next((s.total_bytes for s in loop.statuses if s.uuid == lease.gpu_uuid), 0)
+    room = total - record.suspended_bytes
+    return record.suspended_bytes + max(0, min(RESUME_MARGIN_BYTES, room))
+
+
+def free_bytes(loop: ControlLoop, gpu_uuid: str, but_for: str | None = None) -> int:
+    """Return what nobody holds of a GPU, kernel `but_for` apart, or is on its way to."""
+    status = loop.gpu(gpu_uuid)
+    others = [x for x in loop.leases.on(gpu_uuid) if x.kernel_id != but_for]
+    arriving = sum(r.target_bytes for r in loop.kernels.values() if r.target_gpu_uuid == gpu_uuid)
+    held = sum(x.held_bytes for x in others)
+    free = status.total_bytes - foreign_bytes(loop, gpu_uuid) - held - arriving
+    in_use = arriving or any(x.held_bytes for x in others if x.state is not LeaseState.SUSPENDED)
+    # A MIG slice has one user at a time.
+    return min(0, free) if status.parent is not None and in_use else free
 
 
 def foreign_bytes(loop: ControlLoop, gpu_uuid: str) -> int:
@@ -78,13 +120,12 @@ def foreign_bytes(loop: ControlLoop, gpu_uuid: str) -> int:
     status = loop.gpu(gpu_uuid)
     if status.simulated or status.used_bytes is None:
         return 0
-    by_pid = dict(status.processes)
     own = 0
     for record in loop.kernels.values():
         lease = loop.leases.get(record.kernel_id)
         if lease is not None and lease.gpu_uuid == gpu_uuid:
             # What a kernel holds beyond what is booked for it (a CUDA context, another library's
-            # pool, all of an agentless kernel's) is as good as foreign.
-            held = sum(by_pid.get(pid, 0) for pid in record.port.pids())
+            # pool) is as good as foreign.
+            held = record.process_bytes.get(gpu_uuid, 0)
             own += min(held, max(lease.held_bytes, record.used_bytes))
     return max(0, status.used_bytes - own)

@@ -6,10 +6,14 @@ The rooms above (`devices`, `store`, `server`) implement these; the loop imports
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..core.model import CellRun, DemandSample, Forecast, GpuHealth, GpuStatus, Lease
+from ..core.model import MIB, CellRun, DemandSample, Forecast, GpuHealth, GpuStatus, Lease
 from .operations import Progress
+
+RESUME_MARGIN_BYTES = 64 * MIB
+"""What the driver may want beside the memory that comes back, on a GPU that others use too."""
 
 
 class DeviceBackend(Protocol):
@@ -19,6 +23,9 @@ class DeviceBackend(Protocol):
     """``"nvml"`` or ``"simulated"``."""
 
     simulated: bool
+
+    torch_device: str
+    """Type of torch device that the GPUs are in a kernel; ``"simulated"`` for simulated ones."""
 
     def read(self) -> tuple[GpuStatus, ...]:
         """Return the present state of every GPU, a lost one included; never raises."""
@@ -37,8 +44,11 @@ class DeviceBackend(Protocol):
             If the GPUs are real.
         """
 
-    def environment(self, uuid: str) -> dict[str, str]:
-        """Return the environment variables that bind a new process to GPU `uuid`."""
+    def environment(self, uuid: str, lease_bytes: int = 0) -> dict[str, str]:
+        """Return the environment variables that bind a new process to GPU `uuid`.
+
+        Where GPUs are shared through MPS they hold it to `lease_bytes` for its life; 0: to nothing.
+        """
 
     def close(self) -> None:
         """Let the library go."""
@@ -93,6 +103,12 @@ class TraceStore(Protocol):
         limit: int = 1000,
     ) -> list[dict[str, Any]]:
         """Return events ``{"t_s", "kind", **data}``, oldest first."""
+
+    def save_bandwidths(self, host: str, data: Mapping[str, Any]) -> None:
+        """Insert or replace how quick a host was seen to be."""
+
+    def bandwidths(self, host: str) -> dict[str, Any]:
+        """Return how quick a host was seen to be, empty if that is not known."""
 
 
 class Forecasting(Protocol):
@@ -182,3 +198,76 @@ class Moves(Protocol):
 
         `wanted_bytes` are set aside on the target; by default what the kernel uses now.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """What the driver took off a GPU.
+
+    `seconds` is the time in the driver, `overhead_s` what the operation took besides. `left_bytes`
+    is what stayed on the GPU.
+    """
+
+    bytes: int
+    seconds: float
+    overhead_s: float = 0.0
+    left_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What the driver brought back; times as in `Suspended`."""
+
+    bytes: int
+    seconds: float
+    overhead_s: float = 0.0
+
+
+class Checkpoints(Protocol):
+    """Driver checkpoints: whole kernels taken off their GPU from outside (rung 2)."""
+
+    def why_not(self, kernel_id: str, *, mid_cell: bool) -> str | None:
+        """Return why the driver would not suspend the kernel now, by what is known; it is quick."""
+
+    def why_not_move(self, kernel_id: str, target_uuid: str) -> str | None:
+        """Return why the driver would not bring it back on another GPU of its kind."""
+
+    async def suspend(
+        self, kernel_id: str, root: int, *, mid_cell: bool, to_other_gpu: bool = False
+    ) -> Suspended:
+        """Take the processes below `root` off their GPUs.
+
+        Raises
+        ------
+        CheckpointRefusedError
+            If it was not begun, or was undone; the kernel goes on as before.
+        CheckpointFailedError
+            If the driver may still hold it.
+        """
+
+    async def resume(self, kernel_id: str, *, gpu_map: Mapping[str, str] | None = None) -> Resumed:
+        """Bring a kernel back, on other GPUs where `gpu_map` says so.
+
+        Raises
+        ------
+        CheckpointRefusedError, CheckpointFailedError
+            If it did not come back; unless the message says otherwise it is suspended as before.
+        """
+
+    async def recover(self, kernel_ids: Sequence[str]) -> None:
+        """Complete or undo what a crash cut short; what fails is tried again when it is needed."""
+
+    def held(self, kernel_id: str) -> bool:
+        """Whether the driver may be holding the kernel."""
+
+    def suspended(self, kernel_id: str) -> bool:
+        """Whether the kernel is wholly suspended, by the last that was seen."""
+
+    def gpus(self, kernel_id: str) -> Mapping[str, int]:
+        """Return what a held kernel had on each GPU, in bytes."""
+
+    def in_mid_cell(self, kernel_id: str) -> bool:
+        """Whether a held kernel was suspended in the middle of a cell."""
+
+    def forget(self, kernel_id: str) -> None:
+        """Drop what is known of a kernel that has ended."""

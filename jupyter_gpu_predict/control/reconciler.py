@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..core.migration.cost import Transfer
 from ..core.model import Claim, Lease, LeaseState
 from ..core.plans import (
     Action,
@@ -24,18 +23,16 @@ from ..core.plans import (
     Resize,
     TakeSnapshot,
 )
-from ..errors import ConflictError, GpuPredictError, UnsatisfiableError
+from ..errors import CheckpointRefusedError, ConflictError, GpuPredictError, UnsatisfiableError
+from .halted import waits_at_gate
 from .long_work import LongWork
 from .records import KernelRecord
+from .switching import PlanOvertaken, tell_lease
 
 if TYPE_CHECKING:
     from .loop import ControlLoop
 
 log = logging.getLogger(__name__)
-
-
-class PlanOvertaken(Exception):  # noqa: N818 - not a fault: the world moved on
-    """An action did not succeed, so that what follows in the plan no longer holds."""
 
 
 class Reconciler:
@@ -98,10 +95,11 @@ class Reconciler:
             await loop.leases.release(action.kernel_id)
             raise PlanOvertaken("the kernel ended meanwhile")
         grant = self._grant(action, claim, record, lease, before.state if before else None)
-        if claim.origin == "cell":
+        if waits_at_gate(record, claim) and not record.checkpointed:
             await grant
             return
-        # Nobody's cell waits for it, but a cell that runs may hold its restore up for long.
+        # Nobody's cell waits for it, but a cell that runs may hold its restore up for long; and
+        # what the driver brings back takes seconds, in which other claims are to be served.
         record.working = "bind"
         del loop.claims[claim.claim_id]
 
@@ -112,8 +110,9 @@ class Reconciler:
                 loop.settle(claim.claim_id, ConflictError(f"claim {claim.claim_id}: {why}"))
             finally:
                 record.working = None
+                loop.wake()
 
-        self._spawn(later())
+        self.spawn(later())
 
     async def _grant(
         self,
@@ -123,25 +122,43 @@ class Reconciler:
         lease: Lease,
         before: LeaseState | None,
     ) -> None:
-        """Tell the kernel its grant and book it, or put the lease back."""
+        """Bring the kernel back if the driver has it, tell it its grant and book it.
+
+        Raises
+        ------
+        PlanOvertaken
+            If that failed; the lease is what it was.
+        """
         loop = self.loop
-        cell = claim.origin == "cell"
+        cell = waits_at_gate(record, claim)
         waits = any(
             c.kernel_id == record.kernel_id and c.origin == "cell" for c in loop.claims.values()
         )
+        halted = record.preempted_s is not None
+        if record.checkpointed:
+            try:
+                await loop.switching.resume(record, lease)
+            except GpuPredictError as error:
+                await self._unbind(record, before)
+                await self._not_resumed(record, claim, error)
+                raise PlanOvertaken(str(error)) from error
         try:
-            await record.port.bind(
+            await tell_lease(
+                record,
                 lease,
-                cap_bytes=loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
+                loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
                 claim_id=claim.claim_id if cell else None,
                 # A cell that waits brings the state back by itself, once its own claim is granted.
-                restore=not cell and record.suspended_bytes > 0 and not waits,
+                restore=not cell and record.suspended_bytes > 0 and not waits and not halted,
                 peaks=record.peaks,
             )
         except GpuPredictError as error:
             loop.claim_ended(claim.claim_id, str(error))
-            await self._unbind(record, before)
-            raise PlanOvertaken(str(error)) from error
+            if halted:
+                log.warning("Kernel %s did not hear of its lease: %s", record.kernel_id, error)
+            else:
+                await self._unbind(record, before)
+                raise PlanOvertaken(str(error)) from error
         if cell:
             record.granted_s = loop.clock()
         loop.claims.pop(claim.claim_id, None)
@@ -159,18 +176,38 @@ class Reconciler:
             reason=action.reason,
         )
 
+    async def _not_resumed(
+        self, record: KernelRecord, claim: Claim, error: GpuPredictError
+    ) -> None:
+        """Tell the cell that waits for a kernel which the driver did not bring back.
+
+        What was not even begun may pass (another process has the memory): the cell goes on waiting
+        and its claim comes again. What failed it hears of.
+        """
+        if not waits_at_gate(record, claim):
+            return  # what stands still is claimed for again, and others hear it from the claim
+        if isinstance(error, CheckpointRefusedError):
+            await self._try(record.port.tell_queue(claim.claim_id, 1, None, str(error)), record)
+        else:
+            await self._try(record.port.refuse(claim.claim_id, str(error)), record)
+
+    async def _try(self, told: Awaitable[Any], record: KernelRecord) -> None:
+        try:
+            await told
+        except GpuPredictError as error:
+            log.warning("Kernel %s was not told: %s", record.kernel_id, error)
+
     async def _unbind(self, record: KernelRecord, before: LeaseState | None) -> None:
         """Put a lease that nobody took back to what it was."""
         loop = self.loop
-        if before is LeaseState.SUSPENDED and record.suspended_bytes > 0:
+        if record.kernel_id not in loop.kernels:
+            await loop.leases.release(record.kernel_id)
+        elif before is LeaseState.SUSPENDED and record.suspended_bytes > 0:
             epoch = await loop.leases.next_epoch_for_suspend(record.kernel_id)
             await loop.leases.suspend(record.kernel_id, epoch, record.used_bytes)
         elif before is None:
             await loop.leases.release(record.kernel_id)
         elif (lease := loop.leases.get(record.kernel_id)) is not None:
-            if record.kernel_id not in loop.kernels:
-                await loop.leases.release(record.kernel_id)
-                return
             await loop.leases.resize(record.kernel_id, min(lease.bytes, record.used_bytes))
 
     async def _prebind(self, action: Prebind) -> None:
@@ -189,12 +226,15 @@ class Reconciler:
             raise
 
         async def restore() -> None:
+            brought = 0
             try:
-                answer = await record.port.bind(
+                if record.checkpointed:
+                    brought = (await loop.switching.resume(record, lease)).bytes
+                answer = await tell_lease(
+                    record,
                     lease,
-                    cap_bytes=loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
-                    claim_id=None,
-                    restore=True,
+                    loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
+                    restore=record.suspended_bytes > 0,
                     peaks=record.peaks,
                 )
             except GpuPredictError as error:
@@ -203,10 +243,10 @@ class Reconciler:
                 await self._unbind(record, LeaseState.SUSPENDED)
                 return
             record.working = None
-            restored = int(answer.get("restored_bytes", 0))
+            restored = brought + int(answer.get("restored_bytes", 0))
             loop.prebound(record, action.gpu_uuid, action.bytes, restored, action.reason)
 
-        self._spawn(restore())
+        self.spawn(restore())
 
     async def _resize(self, action: Resize) -> None:
         loop = self.loop
@@ -223,13 +263,7 @@ class Reconciler:
             reason=action.reason,
         )
         try:
-            await record.port.bind(
-                lease,
-                cap_bytes=loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
-                claim_id=None,
-                restore=False,
-                peaks={},
-            )
+            await tell_lease(record, lease, loop.cap_bytes(lease.gpu_uuid, record.kernel_id))
         except GpuPredictError as error:
             raise PlanOvertaken(str(error)) from error
 
@@ -239,7 +273,7 @@ class Reconciler:
         if record is None or claim is None:
             return
         record.decided(loop.clock(), "queue", action.reason)
-        if claim.origin != "cell":
+        if not waits_at_gate(record, claim):
             return
 
         async def tell() -> None:
@@ -253,7 +287,7 @@ class Reconciler:
             if not answer.get("waits", True):
                 loop.claim_ended(action.claim_id, "its kernel waits no more")
 
-        self._spawn(tell())
+        self.spawn(tell())
 
     async def _refuse(self, action: Refuse) -> None:
         loop = self.loop
@@ -270,7 +304,7 @@ class Reconciler:
         late = claim.deadline_s <= loop.clock()
         refusal = ConflictError if late else UnsatisfiableError
         loop.settle(action.claim_id, refusal(action.reason))
-        if claim.origin == "cell":
+        if waits_at_gate(record, claim):
             try:
                 await record.port.refuse(action.claim_id, action.reason)
             except GpuPredictError as error:
@@ -279,61 +313,13 @@ class Reconciler:
     # ------------------------------------------------------------------ taking back
 
     async def _reclaim(self, action: Reclaim) -> None:
-        await self.reclaim(action.kernel_id, action.reason, action.for_kernel_id)
-
-    async def reclaim(
-        self,
-        kernel_id: str,
-        reason: str,
-        for_kernel_id: str | None = None,
-        *,
-        wait: bool = False,
-    ) -> int:
-        """Suspend a kernel in place and return the bytes that became free.
-
-        Raises
-        ------
-        PlanOvertaken
-            If the kernel refused or did not answer; nothing was changed.
-        """
-        loop = self.loop
-        record = loop.kernels.get(kernel_id)
-        lease = loop.leases.get(kernel_id)
-        if record is None or lease is None or record.working is not None:
-            raise PlanOvertaken("the kernel is gone or at work")
-        if lease.state is LeaseState.SUSPENDED:
-            raise PlanOvertaken("its memory was taken back already")
-        record.working = "reclaim"
-        try:
-            epoch = await loop.leases.next_epoch_for_suspend(kernel_id)
-            answer = await record.port.reclaim(epoch, wait=wait)
-        except GpuPredictError as error:
-            record.keep(str(error), loop.clock())
-            raise PlanOvertaken(str(error)) from error
-        finally:
-            record.working = None
-        freed = int(answer["freed_bytes"])
-        record.used_bytes = int(answer["resident_bytes"])
-        record.suspended_bytes = int(answer["suspended_bytes"])
-        record.measured_s = loop.clock()
-        record.kept = [(str(why), int(size)) for why, size in answer.get("kept", ())]
-        record.prebound = None
-        await loop.leases.suspend(kernel_id, epoch, record.used_bytes)
-        loop.learned(Transfer.SUSPEND, freed, float(answer["seconds"]))
-        record.decided(loop.clock(), "reclaim", reason)
-        loop.event(
-            "reclaimed",
-            kernel_id=kernel_id,
-            notebook=record.notebook,
-            gpu_uuid=lease.gpu_uuid,
-            bytes=freed,
-            resident_bytes=record.used_bytes,
-            kept=[list(kept) for kept in record.kept],
-            seconds=answer["seconds"],
-            for_kernel_id=for_kernel_id,
-            reason=reason,
+        await self.loop.switching.suspend(
+            action.kernel_id,
+            action.reason,
+            action.for_kernel_id,
+            rung=action.rung,
+            mid_cell=action.mid_cell,
         )
-        return freed
 
     async def _release(self, action: Release) -> None:
         loop = self.loop
@@ -354,9 +340,7 @@ class Reconciler:
     async def _tell_released(self, record: KernelRecord, lease: Lease) -> None:
         """Let the kernel claim again before it uses memory that is no longer set aside."""
         try:
-            await record.port.bind(
-                replace(lease, bytes=0), cap_bytes=None, claim_id=None, restore=False, peaks={}
-            )
+            await tell_lease(record, replace(lease, bytes=0))
         except GpuPredictError as error:
             log.warning("Kernel %s did not hear of its release: %s", record.kernel_id, error)
 
@@ -368,7 +352,8 @@ class Reconciler:
             raise PlanOvertaken("the kernel is gone or at work")
         return record
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something run in the background until `close`."""
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

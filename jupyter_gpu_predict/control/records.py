@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core.model import CellRun, DemandSample, Forecast
+from .bursts import Burst
 from .ports import KernelPort
 
 DUTY_WINDOW_S = 600.0
@@ -16,6 +17,11 @@ GRANT_S = 60.0
 
 KEEP_RETRY_S = 5.0
 """How long a kernel that refused to give its memory back is left alone."""
+
+RESUME_RETRY_S = 2.0
+"""How long after a failed resume the next one of the same kernel may start; doubles."""
+
+RESUME_RETRY_LIMIT_S = 60.0
 
 LONG_S = 1.0
 """Durations are remembered from here on: shorter cells are never worth a snapshot."""
@@ -72,6 +78,20 @@ class KernelRecord:
     samples: deque[DemandSample] = field(default_factory=lambda: deque(maxlen=2000))
     decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=100))
     next_forecast_s: float = 0.0
+    process_bytes: dict[str, int] = field(default_factory=dict)
+    """What NVML shows for its processes by GPU, whatever the bytes are for."""
+    gpu_processes: int = 0
+    shell_busy_s: float | None = None
+    """Since when Jupyter has seen it at work on any message."""
+    checkpointed: bool = False
+    """Whether the driver holds it."""
+    used_before: tuple[int, int] | None = None
+    """`used_bytes` and `suspended_bytes` before the driver took it, if that is known."""
+    preempted_s: float | None = None
+    switched_s: float = 0.0
+    burst: Burst = field(default_factory=Burst)
+    failed_resumes: int = 0
+    no_resume_before_s: float = 0.0
 
     @property
     def busy(self) -> bool:
@@ -89,6 +109,24 @@ class KernelRecord:
     def keep(self, reason: str, now_s: float) -> None:
         """Leave the kernel's memory alone for a while."""
         self.keep_reason, self.keep_until_s = reason, now_s + KEEP_RETRY_S
+
+    def held_by_driver(self, freed_bytes: int, left_bytes: int) -> None:
+        """Note that the driver took the kernel off its GPU."""
+        self.used_before = self.used_bytes, self.suspended_bytes
+        self.checkpointed = True
+        self.used_bytes, self.suspended_bytes = left_bytes, freed_bytes
+
+    def given_back(self, brought_bytes: int) -> None:
+        """Note that the driver has brought the kernel back."""
+        self.used_bytes, self.suspended_bytes = self.used_before or (brought_bytes, 0)
+        self.checkpointed, self.used_before = False, None
+        self.failed_resumes, self.no_resume_before_s = 0, 0.0
+
+    def resume_failed(self, now_s: float) -> None:
+        """Leave the kernel with the driver for a while."""
+        pause_s = RESUME_RETRY_S * 2 ** min(self.failed_resumes, 16)
+        self.no_resume_before_s = now_s + min(RESUME_RETRY_LIMIT_S, pause_s)
+        self.failed_resumes += 1
 
     def lasted(self, run: CellRun) -> None:
         """Remember how long a cell takes; the longest run counts, and less with each later one."""

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..errors import ConflictError
 from .cuda_checkpoint_gate import Refusal, Traits, refuse_suspend
 from .cuda_checkpoint_kernel import KernelCheckpoint, Outcome
 from .cuda_checkpoint_record import CheckpointRecord
@@ -87,15 +86,11 @@ class CudaCheckpoint:
     def forget(self, kernel_id: str) -> None:
         """Drop the record of a kernel that has ended.
 
-        Raises
-        ------
-        ConflictError
-            While an operation on it goes on.
+        An operation on it that goes on finds its processes gone; nothing of it is kept any more.
         """
-        known = self._kernels.get(kernel_id)
-        if known is not None and known.lock.locked():
-            raise ConflictError(f"Kernel {kernel_id} is being suspended or resumed; wait for it.")
-        self._kernels.pop(kernel_id, None)
+        known = self._kernels.pop(kernel_id, None)
+        if known is not None:
+            known.drop()
 
     async def close(self) -> None:
         """Wait for the operations whose callers are gone."""

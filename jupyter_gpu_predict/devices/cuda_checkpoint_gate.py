@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..control.ports import RESUME_MARGIN_BYTES
 from ..core.model import MIB, Rung
 from ..core.sizes import format_bytes
 from .cuda_checkpoint_facts import GpuFacts, Look, ProcessFacts
@@ -23,8 +24,6 @@ BAD_DRIVERS: Mapping[tuple[int, ...], str] = {
 }
 HOST_MARGIN_BYTES = 512 * MIB
 HOST_MARGIN_SHARE = 0.1
-DEVICE_MARGIN_BYTES = 64 * MIB
-"""The driver's own structures come back beside the memory that NVML counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,9 @@ def refuse_resume(
             needed[target] = needed.get(target, 0) + size
     for target, size in needed.items():
         free = by_uuid[target].free_bytes
-        if free is not None and free < size + DEVICE_MARGIN_BYTES:
+        # Who has the GPU for itself had all of it before.
+        margin = RESUME_MARGIN_BYTES if by_uuid[target].processes else 0
+        if free is not None and free < size + margin:
             return Refusal(
                 "device_memory",
                 f"GPU {target} has {format_bytes(free)} free, and {format_bytes(size)} of the "

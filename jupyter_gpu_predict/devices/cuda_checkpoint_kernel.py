@@ -72,6 +72,10 @@ class KernelCheckpoint:
         self._means = means
         self._keep_outside = keep
 
+    def drop(self) -> None:
+        """Give no record out any more: the kernel has ended."""
+        self._keep_outside = _keep_nothing
+
     async def look(self, root: int) -> Look:
         """Return what a helper sees of the tree below `root`; changes nothing."""
         try:
@@ -366,6 +370,10 @@ class _Run:
         if event["event"] == "step":
             step = str(event["step"])
             self.seconds[step] = self.seconds.get(step, 0.0) + float(event["seconds"])
+
+
+def _keep_nothing(record: CheckpointRecord) -> None:
+    """Let a record of a kernel that has ended go."""
 
 
 def _refused(refusal: Refusal) -> CheckpointRefusedError:

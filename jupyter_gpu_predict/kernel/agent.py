@@ -20,12 +20,15 @@ from ..errors import GpuPredictError, KernelLinkError, StaleEpochError
 from .gate import ClaimRefused, Gate, Grant, install_refusal, refusing
 from .guard import install_guards
 from .link import KernelLink
+from .memory import device_in_use, device_module
 from .messages import DemandMessage, StateMessage
 from .needs import stated_in
 from .orphan import OrphanWatch
 from .recorder import Recorder
 from .saves import Saves
 from .views import show_offer
+
+_INTERRUPTED = "It was interrupted before it began; the cell did not run."
 
 _MENTIONS = re.compile(
     r"\b(torch|cuda|cupy|jax|tensorflow|keras|cudf|cuml|numba|triton|transformers|lightning|xgboost)\b"
@@ -36,7 +39,8 @@ _MENTIONS = re.compile(
 class AgentConfig:
     """What the server tells the agent at boot.
 
-    `device` is ``"cuda"``, or ``"simulated"`` where torch's CPU memory stands in for a GPU's.
+    `device` is the type of torch device that the GPUs are, such as ``"cuda"``, or ``"simulated"``
+    where torch's CPU memory stands in for a GPU's.
     `snapshot_folder` is a path or the URL of a store. A cell expected to run `long_cell_s` or more
     by the `durations` of earlier runs (by digest) is preceded by a snapshot. `offer` is the
     snapshot that a user whose kernel has died may want back. `recompute` lets each restore run
@@ -206,10 +210,10 @@ class Agent:
         except ClaimRefused as refused:
             why = str(refused)
             self.touching(1)
-        if not silent and why is None:
-            why = self._before_cell(code)
-        with self._never_in_the_way("the start of a cell"):
-            self.recorder.begin(None if silent else code, kwargs.get("cell_id"))
+        except KeyboardInterrupt:
+            why = _INTERRUPTED
+            self.touching(1)
+        why = self._before_cell(code, silent, why, kwargs.get("cell_id"))
         reply: dict[str, Any] = {}
         started = time.monotonic()
         try:
@@ -217,23 +221,29 @@ class Agent:
                 reply = await self._inner_execute(code, silent, *args, **kwargs)
         finally:
             self.touching(-1)
-            with self._never_in_the_way("the end of a cell"):
+            # An interrupt that comes now comes too late, and must not cost the cell its reply.
+            late = contextlib.suppress(KeyboardInterrupt)
+            with late, self._never_in_the_way("the end of a cell"):
                 self.recorder.end(reply, refused=why is not None)
                 if not silent:
                     self.saves.after_cell(code, time.monotonic() - started)
         return reply
 
-    def _before_cell(self, code: str) -> str | None:
-        """Show an offer, save the state if that is due, and return why not to run the cell."""
+    def _before_cell(self, code: str, silent: bool, why: str | None, cell_id: Any) -> str | None:
+        """Show an offer, save if that is due, note the start; return why not to run the cell."""
         try:
-            with self._never_in_the_way("the snapshot before a cell"):
-                if self.offer is not None and not self._offer_shown:
-                    self._offer_shown = True
-                    show_offer(self.kernel, self.offer, code)
-                self.saves.before_cell(code)
+            if not silent and why is None:
+                with self._never_in_the_way("the snapshot before a cell"):
+                    if self.offer is not None and not self._offer_shown:
+                        self._offer_shown = True
+                        show_offer(self.kernel, self.offer, code)
+                    self.saves.before_cell(code)
+            with self._never_in_the_way("the start of a cell"):
+                self.recorder.begin(None if silent else code, cell_id)
         except KeyboardInterrupt:
-            return "It was interrupted before it began; the cell did not run."
-        return None
+            # Raised on, it would cost the cell its reply, and what is queued behind it would run.
+            return _INTERRUPTED
+        return why
 
     @contextlib.contextmanager
     def _never_in_the_way(self, what: str) -> Iterator[None]:
@@ -305,8 +315,7 @@ class Agent:
             return False
 
     def _affinity(self, stated: Stated | None = None) -> str | None:
-        torch = sys.modules.get("torch")
-        if self.config.device == "cuda" and torch is not None and torch.cuda.is_initialized():
+        if device_in_use(self.config.device) is not None:
             # CUDA_VISIBLE_DEVICES has no effect any more in this process.
             return self.lease.gpu_uuid
         return None if stated is None else stated.affinity
@@ -314,22 +323,21 @@ class Agent:
     def _take(self, grant: Grant) -> None:
         self.check_epoch(grant.epoch)
         self.lease = LeaseNote(grant.gpu_uuid, grant.bytes, grant.epoch)
-        if self.config.device == "cuda":
-            torch = sys.modules.get("torch")
-            if torch is None or not torch.cuda.is_initialized():
-                os.environ["CUDA_VISIBLE_DEVICES"] = grant.gpu_uuid
+        device = self.config.device
+        if device != "simulated" and device_in_use(device) is None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = grant.gpu_uuid
 
     def cap(self, cap_bytes: int | None) -> None:
         """Let torch's allocator take at most `cap_bytes`; queued, since it would start CUDA."""
-        torch = sys.modules.get("torch")
-        if cap_bytes is None or self.config.device != "cuda" or torch is None:
+        module = device_module(self.config.device)
+        if cap_bytes is None or module is None:
             return
 
         def apply() -> None:
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total), 0)
+            total = module.get_device_properties(0).total_memory
+            module.set_per_process_memory_fraction(min(1.0, cap_bytes / total), 0)
 
-        torch.cuda._lazy_call(apply)
+        module._lazy_call(apply)
 
     # ------------------------------------------------------------------ memory
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from .offload.holdings import scan
 from .offload.loaded import loaded_torch
@@ -22,10 +23,10 @@ class Peak:
     """Memory of one cell run.
 
     `peak_bytes` and `end_bytes` are device memory and `source` names how the peak was measured:
-    ``"torch.cuda"``; ``"storages+VmHWM"`` (simulated: storages, plus what the process's resident
-    memory rose above both ends, if by more than `TRIM_BYTES`); ``"storages"`` (the same without
-    the transient, where the kernel does not let the high-water mark be reset); ``"none"`` (no
-    torch, so no device memory).
+    ``"torch.cuda"``, or another type of device; ``"storages+VmHWM"`` (simulated: storages, plus
+    what the process's resident memory rose above both ends, if by more than `TRIM_BYTES`);
+    ``"storages"`` (the same without the transient, where the kernel does not let the high-water
+    mark be reset); ``"none"`` (no torch, so no device memory).
     `host_peak_bytes` is the process's peak resident memory during the run. `exact` is false where
     `end_bytes` is the figure of the last scan, because another would have cost too much.
     """
@@ -45,7 +46,8 @@ class PeakMeter:
 
     Parameters
     ----------
-    device : {"simulated", "cuda"}
+    device : str
+        ``"simulated"``, or a type of device of torch's such as ``"cuda"``.
     """
 
     def __init__(self, device: str) -> None:
@@ -60,10 +62,9 @@ class PeakMeter:
 
     def begin(self) -> None:
         """Start to measure."""
-        if self.device == "cuda":
-            torch = loaded_torch()
-            if torch is not None and torch.cuda.is_initialized():
-                torch.cuda.reset_peak_memory_stats()
+        module = device_in_use(self.device)
+        if module is not None:
+            module.reset_peak_memory_stats()
         self._can_reset = _reset_high_water()
         self._start_rss = 0 if loaded_torch() is None else _resident()[0]
         self._start_used = self._used
@@ -76,16 +77,13 @@ class PeakMeter:
         torch = loaded_torch()
         if torch is None:
             return Peak(0, 0, "none", high, True)
-        if self.device == "cuda":
-            if not torch.cuda.is_initialized():
-                return Peak(0, 0, "torch.cuda", high, True)
-            return Peak(
-                int(torch.cuda.max_memory_allocated()),
-                int(torch.cuda.memory_allocated()),
-                "torch.cuda",
-                high,
-                True,
-            )
+        if self.device != "simulated":
+            source = f"torch.{self.device}"
+            module = device_in_use(self.device)
+            if module is None:
+                return Peak(0, 0, source, high, True)
+            peak, used = int(module.max_memory_allocated()), int(module.memory_allocated())
+            return Peak(peak, used, source, high, True)
         # Whatever a short cell took or freed of any size shows in resident memory.
         moved = max(high - self._start_rss, self._start_rss - rss) > TRIM_BYTES
         exact = moved or self._cost_s <= SCAN_SHARE * elapsed
@@ -107,11 +105,10 @@ class PeakMeter:
         On a simulated GPU free heap memory goes back to the system as well: what a cell takes
         and frees is seen only where it makes resident memory grow.
         """
-        torch = loaded_torch()
-        if self.device == "cuda":
-            initialized = torch is not None and torch.cuda.is_initialized()
-            return int(torch.cuda.memory_allocated()) if initialized else 0
-        if torch is not None:
+        if self.device != "simulated":
+            module = device_in_use(self.device)
+            return 0 if module is None else int(module.memory_allocated())
+        if loaded_torch() is not None:
             self._scan()
             trim_heap()
         return self._used
@@ -121,6 +118,21 @@ class PeakMeter:
         holdings = scan(self.device)
         self._used, self._count = holdings.used_bytes, len(holdings.storages)
         self._cost_s = time.perf_counter() - started
+
+
+def device_module(device: str) -> Any:
+    """Return what ``torch.cuda`` is for CUDA, for that type of device.
+
+    ``None`` for simulated GPUs, and while torch is not loaded or knows no such device.
+    """
+    torch = None if device == "simulated" else loaded_torch()
+    return getattr(torch, device, None)
+
+
+def device_in_use(device: str) -> Any:
+    """Return `device_module` where this process has initialised the device, else ``None``."""
+    module = device_module(device)
+    return module if module is not None and module.is_initialized() else None
 
 
 def _reset_high_water() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,8 +11,9 @@ from typing import Any
 
 from ..control.loop import ControlLoop
 from ..control.operations import Operation, Progress
-from ..control.reconciler import PlanOvertaken
 from ..control.records import KernelRecord
+from ..control.rungs import why_no_checkpoint
+from ..control.switching import PlanOvertaken
 from ..core.allocation.capacity import check_satisfiable
 from ..core.model import Claim, Lease, LeaseState
 from ..core.retention import LAST
@@ -19,6 +21,7 @@ from ..errors import BadInputError, ConflictError, RefusedError
 from ..snapshots.stores import validate_name
 from . import inputs
 from .fleet import Fleet
+from .power import power_model
 from .relaunch import Relauncher
 from .snapshots import Snapshots
 
@@ -52,8 +55,7 @@ class Api:
 
     def gpu(self, gpu_uuid: str) -> dict[str, Any]:
         """Return one GPU with its leases, risk and evidence."""
-        loop = self.loop
-        status = loop.gpu(gpu_uuid)
+        loop, status = self.loop, self.loop.gpu(gpu_uuid)
         risk = loop.risks.get(gpu_uuid)
         leases = loop.leases.on(gpu_uuid)
         return {
@@ -67,6 +69,10 @@ class Api:
             else {"level": risk.level.value, "evidence": list(risk.evidence)},
             "leases": [lease_model(x) for x in leases],
         }
+
+    def power(self) -> dict[str, Any]:
+        """Return the energy that the GPUs have used and saved."""
+        return power_model(self.loop)
 
     def cordon(self, gpu_uuid: str) -> dict[str, Any]:
         """Give no new leases on a GPU."""
@@ -115,7 +121,9 @@ class Api:
             "used_bytes": record.used_bytes,
             "suspended_bytes": record.suspended_bytes,
             "busy": record.busy,
-            "waiting": [asdict(c) for c in loop.claims.values() if c.kernel_id == kernel_id],
+            "waiting": [claim_model(c) for c in loop.claims.values() if c.kernel_id == kernel_id],
+            "checkpointed": record.checkpointed,
+            "preempted_s": record.preempted_s,
             "queued_runs": record.queued_runs,
             "pinned": record.pinned,
             "priority": record.priority,
@@ -181,7 +189,9 @@ class Api:
     def bind(self, kernel_id: str, body: Mapping[str, Any]) -> Operation:
         """Bring a kernel's state back now, as its next cell would."""
         inputs.known_fields(body, set())
-        record = self._with_agent(kernel_id)
+        record = self.loop.kernel(kernel_id)
+        if not record.checkpointed:
+            record = self._with_agent(kernel_id)
         wanted = max(1, record.suspended_bytes + record.used_bytes)
         return self._claim(record, wanted, kind="bind")
 
@@ -224,10 +234,12 @@ class Api:
         """Suspend a kernel now."""
         inputs.known_fields(body, {"wait"})
         wait = inputs.boolean(body.get("wait", False), "wait")
-        record = self._with_agent(kernel_id)
+        record = self._ready(kernel_id)
         lease = self.loop.leases.get(kernel_id)
         if lease is None or lease.state is LeaseState.SUSPENDED:
             raise ConflictError(f"kernel {kernel_id} holds no GPU memory that could be taken back")
+        if not record.port.has_agent and why_no_checkpoint(self.loop, record, mid_cell=False):
+            self._with_agent(kernel_id)
 
         async def work(_: Any) -> dict[str, Any]:
             try:
@@ -249,7 +261,7 @@ class Api:
         )
         if name == LAST:
             raise BadInputError(f"a snapshot cannot be called {LAST!r}, which means the latest one")
-        self._with_agent(kernel_id)
+        self._at_hand(kernel_id)
 
         async def work(progress: Progress) -> dict[str, Any]:
             return await self.saves.take_snapshot(
@@ -274,7 +286,7 @@ class Api:
         wanted = inputs.text(body["snapshot"], "snapshot")
         only = inputs.names(body.get("only", []), "only")
         recompute = inputs.boolean(body.get("recompute", self.fleet.recompute), "recompute")
-        record = self._with_agent(kernel_id)
+        record = self._at_hand(kernel_id)
         snapshot_id = await self.saves.find(wanted, record)
 
         async def work(progress: Progress) -> dict[str, Any]:
@@ -288,7 +300,9 @@ class Api:
         """Move the kernel to another GPU, or to the one with the most room."""
         inputs.known_fields(body, {"gpu"})
         target = None if body.get("gpu") is None else inputs.text(body["gpu"], "gpu")
-        record = self._with_agent(kernel_id)
+        record = self._ready(kernel_id)
+        if self.loop.checkpoints is None:
+            self._with_agent(kernel_id)
         if target is None:
             target = self.moves.choose_target(record)
         else:
@@ -302,14 +316,27 @@ class Api:
 
         return self.loop.operations.start("migrate", kernel_id, work)
 
-    def _with_agent(self, kernel_id: str) -> KernelRecord:
+    def _ready(self, kernel_id: str) -> KernelRecord:
         record = self.loop.kernel(kernel_id)
         if not record.ready:
             raise ConflictError(f"kernel {kernel_id} is still starting; try again in a moment")
+        return record
+
+    def _with_agent(self, kernel_id: str) -> KernelRecord:
+        record = self._ready(kernel_id)
         if not record.port.has_agent:
             raise ConflictError(
                 f"kernel {kernel_id} has no agent, so only its memory can be watched; "
                 "see `jupyter gpu doctor`"
+            )
+        return record
+
+    def _at_hand(self, kernel_id: str) -> KernelRecord:
+        record = self._with_agent(kernel_id)
+        if record.checkpointed:
+            raise ConflictError(
+                f"kernel {kernel_id} cannot read its device memory, which the driver has taken "
+                "off the GPU; bind it first"
             )
         return record
 
@@ -339,7 +366,9 @@ class Api:
         """Return the last picture and the plan made from it."""
         view, plan = self.loop.last_view, self.loop.last_plan
         return {
-            "view": None if view is None else asdict(view),
+            "view": None
+            if view is None
+            else {**asdict(view), "claims": [claim_model(c) for c in view.claims]},
             "plan": None
             if plan is None
             else {
@@ -357,6 +386,12 @@ class Api:
         settings = self.loop.configure(inputs.policy(body))
         self.fleet.tell_settings()
         return asdict(settings)
+
+
+def claim_model(claim: Claim) -> dict[str, Any]:
+    """Return a claim as JSON, which has no infinity."""
+    endless = math.isinf(claim.deadline_s)
+    return {**asdict(claim), "deadline_s": None if endless else claim.deadline_s}
 
 
 def lease_model(lease: Lease) -> dict[str, Any]:

@@ -17,22 +17,26 @@ from traitlets import Bool, Enum, Float, Integer, Unicode
 from ..control.forecasting import ForecastWorker
 from ..control.loop import ControlLoop
 from ..control.operations import Operation, Operations
+from ..control.ports import DeviceBackend
 from ..core.model import PolicySettings
 from ..core.sizes import parse_bytes
 from ..devices.choose import choose_backend
+from ..devices.cuda_checkpoint_proof import ProofFile
 from ..kernel.messages import UNTRACKED
 from ..kernel.provisioner import PROVISIONER_NAME, SETTINGS_KEY
 from ..snapshots.stores import SnapshotStore, open_store
 from ..store.trace_store import Store
 from .adoption import Adoption
 from .api import Api
+from .at_work import AtWork
+from .checkpoints import DriverCheckpoints
 from .connection import holding_class
 from .events import Events
 from .fleet import Fleet
 from .handlers import routes
 from .metrics import Gauges
+from .moving import Mover
 from .paths import Paths
-from .relaunch import Relauncher
 from .snapshots import Snapshots
 
 _DEFAULTS = PolicySettings()
@@ -50,6 +54,11 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         "auto",
         config=True,
         help="Where GPUs come from; `auto`: NVML, else simulated GPUs, said aloud.",
+    )
+    torch_device = Unicode(
+        "cuda",
+        config=True,
+        help="Type of torch device that the GPUs which NVML lists are in kernels.",
     )
     simulated_gpus = Integer(2, min=1, max=64, config=True, help="Number of simulated GPUs.")
     simulated_memory = Unicode(
@@ -182,6 +191,50 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
     headroom_bytes = Integer(
         _DEFAULTS.headroom_bytes, min=0, config=True, help="Slack left to an idle kernel, in bytes."
     )
+    checkpoint = Enum(
+        ["auto", "off"],
+        "auto",
+        config=True,
+        help="Whether the NVIDIA driver may suspend whole kernels; `auto`: as far as "
+        "`jupyter gpu doctor --prove` has shown that it can on this machine.",
+    )
+    checkpoint_lock_s = Float(
+        10.0,
+        min=0.1,
+        config=True,
+        help="How long the driver waits for GPU work under way before it suspends a kernel, in "
+        "seconds.",
+    )
+    preempt = Bool(
+        _DEFAULTS.preempt,
+        config=True,
+        help="Suspend a cell in its middle where another kernel waits that has had less of a GPU; "
+        "only where `jupyter gpu doctor --prove` has shown that the driver can.",
+    )
+    preempt_min_s = Float(
+        _DEFAULTS.preempt_min_s,
+        min=0.0,
+        config=True,
+        help="How long a running burst is left alone after it was suspended or resumed, in "
+        "seconds.",
+    )
+    preempt_factor = Float(
+        _DEFAULTS.preempt_factor,
+        min=1.0,
+        config=True,
+        help="How many times the GPU time of the one that waits a burst must have had.",
+    )
+    preempt_age_s = Float(
+        _DEFAULTS.preempt_age_s,
+        min=0.0,
+        config=True,
+        help="Who has waited this long goes first among its priority, in seconds.",
+    )
+    consolidate = Bool(
+        _DEFAULTS.consolidate,
+        config=True,
+        help="Keep empty GPUs empty where that costs nobody anything, to save energy.",
+    )
 
     def initialize_handlers(self) -> None:
         """Add the REST handlers."""
@@ -197,6 +250,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
             self.device_backend,
             simulated_count=self.simulated_gpus,
             simulated_memory_bytes=parse_bytes(self.simulated_memory),
+            torch_device=self.torch_device,
         )
         self.log.info("GPU prediction: %s", sentence)
         self.store = Store(self.database_url or self.paths.database_url)
@@ -227,7 +281,10 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
             remember=self.adoption.remember,
             forget=self.store.forget_kernel,
         )
-        self.moves = Relauncher(
+        self.checkpoints = None if backend.simulated else self._driver_checkpoints(backend)
+        self.loop_.checkpoints = self.checkpoints
+        self.at_work = AtWork(self.loop_, self.fleet.managers)
+        self.moves = Mover(
             self.fleet, lambda kernel_id: self.adoption.remember(self.fleet, kernel_id)
         )
         self.snapshots = Snapshots(self.fleet, verify=self.verify_snapshots)
@@ -248,6 +305,16 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
                 SETTINGS_KEY: self.fleet,
                 "jupyter_gpu_predict_api": self.api,
             }
+        )
+
+    def _driver_checkpoints(self, backend: DeviceBackend) -> DriverCheckpoints:
+        return DriverCheckpoints(
+            self.loop_,
+            self.store,
+            ProofFile(self.paths.checkpoint_proof),
+            lambda: str(getattr(backend, "driver_version", "")),
+            lock_timeout_s=self.checkpoint_lock_s,
+            enabled=self.checkpoint == "auto",
         )
 
     def _open_store(self) -> SnapshotStore:
@@ -307,16 +374,21 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         await self.loop_.start()
         self.snapshots.start()
         await self.adoption.adopt(self.fleet)
+        self.at_work.start()
+        await self.loop_.halted.recover()
 
     async def stop_extension(self) -> None:
         """Stop everything this extension runs; kernels end as Jupyter ends them."""
         if not hasattr(self, "fleet"):
             return
         self.gauges.close()
+        await self.at_work.close()
         await self.fleet.close()
         await self.loop_.operations.close()
         await self.snapshots.close()
         await self.loop_.close()
+        if self.checkpoints is not None:
+            await self.checkpoints.close()
         await self.forecasting.close()
         self.loop_.backend.close()
         await asyncio.to_thread(self.store.close)

@@ -32,6 +32,7 @@ from ..kernel.provisioner import PROVISIONER_NAME, GpuProvisioner, is_python
 from ..snapshots.signing import KEY_BYTES
 from ..snapshots.stores import open_store
 from ..store.doctor import check_store
+from .doctor_proof import check_proof, prove_checkpoints
 from .paths import Paths
 
 EXTENSION = "jupyter_gpu_predict"
@@ -51,7 +52,11 @@ _LOCAL_PROVISIONER = "local-provisioner"
 
 def check_all(*, python: str = sys.executable) -> list[Check]:
     """Return every check that needs no running server; one that fails hides none of the others."""
-    return [*check_devices(python=python), *check_server(python=python)]
+    return [
+        *check_devices(python=python),
+        check_proof(data_paths()),
+        *check_server(python=python),
+    ]
 
 
 def check_server(*, python: str = sys.executable) -> list[Check]:
@@ -80,6 +85,13 @@ def check_server(*, python: str = sys.executable) -> list[Check]:
         _check_snapshots(_setting(config, "snapshot_store") or str(paths.snapshots)),
         _check_key(paths),
     ]
+
+
+def prove(*, python: str = sys.executable) -> list[Check]:
+    """Try driver checkpoints on this machine, keep what was found, and return it."""
+    config, _ = _load_config()
+    device = _setting(config, "torch_device") or "cuda"
+    return prove_checkpoints(data_paths(config), device, python=python)
 
 
 def data_paths(config: Config | None = None) -> Paths:

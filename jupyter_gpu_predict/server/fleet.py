@@ -82,7 +82,8 @@ class Fleet:
         notebook = notebook_path(env.get("JPY_SESSION_NAME"), self.root_dir)
         self._notebooks[kernel_id] = notebook
         lease = await self.launch_lease(kernel_id, notebook)
-        return self.loop.backend.environment(lease.gpu_uuid) if lease is not None else {}
+        environment = self.loop.backend.environment
+        return {} if lease is None else environment(lease.gpu_uuid, lease.bytes)
 
     async def launch_lease(self, kernel_id: str, notebook: str | None) -> Lease | None:
         """Reserve what this notebook's earlier kernels needed, on the GPU with the most room.
@@ -91,6 +92,7 @@ class Fleet:
         its first cell claims.
         """
         loop = self.loop
+        await loop.begun()
         wanted = 0
         if notebook is not None:
             runs = await asyncio.to_thread(loop.store.cell_runs, notebook=notebook)
@@ -111,6 +113,8 @@ class Fleet:
             if not rooms:
                 return None
             free, _, _, uuid = max(rooms)
+            if loop.gpu(uuid).parent is not None and 0 < wanted <= free:
+                wanted = free  # a MIG slice is not shared
             if wanted == 0 or wanted > free:
                 return await loop.leases.bind(kernel_id, uuid, 0)
             expires = loop.clock() + loop.settings.reservation_s
@@ -184,7 +188,7 @@ class Fleet:
 
         return {
             "kernel_id": kernel_id,
-            "device": "simulated" if self.loop.backend.simulated else "cuda",
+            "device": self.loop.backend.torch_device,
             "simulated": self.loop.backend.simulated,
             "gpu_uuid": lease.gpu_uuid if lease else None,
             "lease_bytes": lease.bytes if lease and lease.state is not LeaseState.SUSPENDED else 0,

@@ -120,6 +120,16 @@ class GpusHandler(ApiHandler):
         self.answer(self.api.gpus())
 
 
+class PowerHandler(ApiHandler):
+    """The energy of the GPUs."""
+
+    @authenticated
+    @authorized
+    def get(self) -> None:
+        """Show it."""
+        self.answer(self.api.power())
+
+
 class GpuActionHandler(ApiHandler):
     """What can be done to one GPU."""
 
@@ -279,6 +289,7 @@ def _any(names: tuple[str, ...]) -> str:
 ROUTES: tuple[tuple[str, type[ApiHandler]], ...] = (
     ("gpus", GpusHandler),
     (f"gpus/{_PART}/{_any(GPU_ACTIONS)}", GpuActionHandler),
+    ("power", PowerHandler),
     ("kernels", KernelsHandler),
     (f"kernels/{_PART}", KernelHandler),
     (f"kernels/{_PART}/{_any(KERNEL_VIEWS)}", KernelViewHandler),

@@ -17,6 +17,7 @@ HEALTH_FIELDS = {*GpuHealth.__dataclass_fields__, "lost", "xid"}
 
 _COUNTS = {"max_moves": 64, "autosave_keep": 1000}
 _SHARES = {"prebind_threshold", "max_duty"}
+_FACTORS = {"preempt_factor": 1000.0}
 _SHOWN = 60
 
 
@@ -51,6 +52,14 @@ def share(value: Any, name: str) -> float:
     if not 0 <= part <= 1:
         raise BadInputError(f"{name} must lie between 0 and 1, not {_shown(value)}")
     return float(part)
+
+
+def factor(value: Any, name: str) -> float:
+    """Return a number of times, 1 or more."""
+    times, largest = _number(value, name, "times"), _FACTORS[name]
+    if not 1 <= times <= largest:
+        raise BadInputError(f"{name} must lie between 1 and {largest:g}, not {_shown(value)}")
+    return float(times)
 
 
 def boolean(value: Any, name: str) -> bool:
@@ -124,6 +133,8 @@ def policy(body: Mapping[str, Any]) -> dict[str, Any]:
             changes[name] = count(value, name)
         elif name in _SHARES:
             changes[name] = share(value, name)
+        elif name in _FACTORS:
+            changes[name] = factor(value, name)
         else:
             changes[name] = seconds(value, name)
     return changes

@@ -23,6 +23,28 @@ COUNTED = (
 )
 
 
+def _energy(loop: ControlLoop) -> Iterator[Metric]:
+    used = CounterMetricFamily(
+        "jupyter_gpu_energy_joules", "Energy used since the server started.", labels=["gpu"]
+    )
+    empty = CounterMetricFamily(
+        "jupyter_gpu_empty_seconds", "Time that a GPU stood empty.", labels=["gpu"]
+    )
+    saved = GaugeMetricFamily(
+        "jupyter_gpu_energy_saved_joules",
+        "Energy saved by standing empty, against the GPU's own idle draw.",
+        labels=["gpu"],
+    )
+    for account in loop.facts.power.report().gpus:
+        used.add_metric([account.gpu_uuid], account.used_j)
+        empty.add_metric([account.gpu_uuid], account.empty_s)
+        if account.saved_j is not None:
+            saved.add_metric([account.gpu_uuid], account.saved_j)
+    yield used
+    yield empty
+    yield saved
+
+
 class Gauges:
     """Collects when asked, so that nothing is kept up to date for nobody."""
 
@@ -59,6 +81,7 @@ class Gauges:
             risk.add_metric([status.uuid], ranks[level.level.value] if level else 0)
         yield memory
         yield risk
+        yield from _energy(loop)
         leases = GaugeMetricFamily("jupyter_gpu_leases", "Leases by state.", labels=["state"])
         for state, count in Counter(x.state.value for x in loop.leases).items():
             leases.add_metric([state], count)

@@ -50,8 +50,7 @@ class Notices:
             case m.StateMessage():
                 self._state(record, notice)
             case m.DemandMessage():
-                record.used_bytes = notice.used_bytes
-                record.suspended_bytes = notice.suspended_bytes
+                self._memory(record, notice)
                 if notice.keep_reason:
                     record.keep(notice.keep_reason, loop.clock())
                 loop.wake()
@@ -87,18 +86,25 @@ class Notices:
             )
         )
 
+    def _memory(self, record: KernelRecord, notice: m.StateMessage | m.DemandMessage) -> None:
+        """Note what a kernel says that it holds; it does not see that the driver has it."""
+        told = notice.used_bytes, notice.suspended_bytes
+        if record.checkpointed:
+            record.used_before = told
+        else:
+            record.used_bytes, record.suspended_bytes = told
+
     def _state(self, record: KernelRecord, notice: m.StateMessage) -> None:
         loop = self.loop
         if notice.event == "busy":
             loop.cell_started(record, notice.running_digest)
             return
-        record.used_bytes = notice.used_bytes
-        record.suspended_bytes = notice.suspended_bytes
+        self._memory(record, notice)
         if notice.event == "described" and notice.running_digest and not record.busy:
             record.running_since_s = loop.clock()
             record.running_digest = notice.running_digest
         if notice.event == "restored":
-            loop.learned(Transfer.RESTORE, notice.bytes, notice.seconds)
+            loop.speeds.learned(Transfer.RESTORE, notice.bytes, notice.seconds)
             lease = loop.leases.get(record.kernel_id)
             loop.event(
                 "restored",

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..devices.cuda_checkpoint_proof import FILE
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -32,6 +34,11 @@ class Paths:
     def key(self) -> Path:
         """Key that snapshots are signed with."""
         return self.data / "snapshot.key"
+
+    @property
+    def checkpoint_proof(self) -> Path:
+        """What `jupyter gpu doctor --prove` found out about the driver."""
+        return self.data / FILE
 
     @property
     def database_url(self) -> str:

@@ -13,6 +13,7 @@ from jupyter_client.connect import port_names, write_connection_file
 from jupyter_client.ioloop.manager import AsyncIOLoopKernelManager
 from jupyter_client.launcher import launch_kernel
 
+from ..devices.mps import without_limits
 from ..errors import KernelLinkError
 from ..kernel import messages as m
 from .fleet import BOOT_TIMEOUT_S, Fleet
@@ -79,8 +80,9 @@ class Standby:
             for k, v in provisioner.launch_kwargs.items()
             if k not in {"env", "extra_arguments", "kernel_id", "independent"}
         }
-        env = dict(provisioner.launch_kwargs.get("env") or os.environ)
-        env.update(self.fleet.loop.backend.environment(gpu_uuid))
+        env = without_limits(provisioner.launch_kwargs.get("env") or os.environ, os.environ)
+        loop = self.fleet.loop
+        env |= loop.backend.environment(gpu_uuid, loop.kernel(km.kernel_id).target_bytes)
         self.process = await asyncio.to_thread(
             launch_kernel, cmd, env=env, independent=True, **kwargs
         )

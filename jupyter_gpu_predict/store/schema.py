@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-HEAD = "0001"
+HEAD = "0002"
 """Newest revision in `migrations/versions`; known here so that opening an up-to-date store does
 not load alembic."""
 
@@ -135,4 +135,18 @@ counters = Table(
     metadata,
     Column("name", String, primary_key=True),
     Column("value", BigInteger, nullable=False),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("kernel_id", String, primary_key=True),
+    Column("data", JSON, nullable=False),
+)
+
+bandwidths = Table(
+    "bandwidths",
+    metadata,
+    Column("host", String, primary_key=True),
+    Column("data", JSON, nullable=False),
 )

@@ -283,6 +283,30 @@ class Store(TraceStore):
         """Take a kernel off the record; its traces, events and lease stay."""
         self._delete(schema.kernels, "kernel_id", kernel_id)
 
+    # ------------------------------------------------------------------ driver checkpoints
+
+    def save_checkpoint(self, kernel_id: str, data: Mapping[str, Any]) -> None:
+        """Insert or replace what is known of a kernel's driver checkpoints, as JSON."""
+        self._save(schema.checkpoints, "kernel_id", {"kernel_id": kernel_id, "data": dict(data)})
+
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """Return what is known of every kernel's driver checkpoints, by kernel id."""
+        return self._by_key(schema.checkpoints)
+
+    def forget_checkpoint(self, kernel_id: str) -> None:
+        """Drop what is known of a kernel's driver checkpoints."""
+        self._delete(schema.checkpoints, "kernel_id", kernel_id)
+
+    # ------------------------------------------------------------------ hosts
+
+    def save_bandwidths(self, host: str, data: Mapping[str, Any]) -> None:
+        """Insert or replace how quick a host was seen to be, as JSON."""
+        self._save(schema.bandwidths, "host", {"host": host, "data": dict(data)})
+
+    def bandwidths(self, host: str) -> dict[str, Any]:
+        """Return how quick a host was seen to be, empty if that is not known."""
+        return self._by_key(schema.bandwidths).get(host, {})
+
     # ------------------------------------------------------------------ retention
 
     def prune(self, before_s: float, max_rows: int) -> dict[str, int]:
@@ -308,6 +332,10 @@ class Store(TraceStore):
                 db.execute(insert(table), values)
 
         self._database.write(write)
+
+    def _by_key(self, table: Table) -> dict[str, dict[str, Any]]:
+        rows = self._database.read(lambda db: db.execute(select(table)).all())
+        return {key: dict(data) for key, data in rows}
 
     def _delete(self, table: Table, key: str, value: str) -> None:
         self._database.write(lambda db: db.execute(delete(table).where(table.c[key] == value)))

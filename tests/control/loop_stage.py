@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jupyter_gpu_predict.control.loop import ControlLoop
 from jupyter_gpu_predict.control.operations import Operations
+from jupyter_gpu_predict.control.ports import Resumed, Suspended
 from jupyter_gpu_predict.control.records import KernelRecord
+from jupyter_gpu_predict.core.migration.cost import Bandwidths
 from jupyter_gpu_predict.core.model import MIB, Claim, Forecast, Lease, PolicySettings
 from jupyter_gpu_predict.devices.simulated import SimulatedGpus
 from jupyter_gpu_predict.errors import LinkTimeoutError
@@ -54,12 +57,87 @@ class Kernel:
         self.said.append(("queue", *said))
         return {"waits": True}
 
+    def granted(self) -> list[str]:
+        """Return the claims that it was told are granted."""
+        return [said[3] for said in self.said if said[0] == "bind" and said[3]]
+
     async def refuse(self, claim_id: str, reason: str) -> dict[str, Any]:
         self.said.append(("refuse", claim_id, reason))
         return {}
 
     async def alive(self) -> bool:
         return self.lives
+
+
+class Driver:
+    """Driver checkpoints that do as they are told, or fail as they are told; nothing is real."""
+
+    def __init__(self, gpu: str) -> None:
+        self.gpu = gpu
+        self.proven: set[str] = {"between cells", "mid-cell", "move"}
+        self.sizes: dict[str, int] = {}
+        self.out: dict[str, dict[str, int]] = {}
+        self.halted: set[str] = set()
+        self.unsettled: set[str] = set()
+        self.fails: dict[str, Exception] = {}
+        self.said: list[tuple[Any, ...]] = []
+        self.gate: asyncio.Event | None = None
+
+    def why_not(self, kernel_id: str, *, mid_cell: bool) -> str | None:
+        kind = "mid-cell" if mid_cell else "between cells"
+        return None if kind in self.proven else f"{kind} is not proven"
+
+    def why_not_move(self, kernel_id: str, target_uuid: str) -> str | None:
+        return None if "move" in self.proven else "moving is not proven"
+
+    async def suspend(
+        self, kernel_id: str, root: int, *, mid_cell: bool, to_other_gpu: bool = False
+    ) -> Suspended:
+        self.said.append(("suspend", kernel_id, mid_cell))
+        if "suspend" in self.fails:
+            error = self.fails["suspend"]
+            if getattr(error, "held", False):
+                self.out[kernel_id] = {self.gpu: self.sizes.get(kernel_id, 0)}
+                self.unsettled.add(kernel_id)
+            raise error
+        self.out[kernel_id] = {self.gpu: self.sizes[kernel_id]}
+        if mid_cell:
+            self.halted.add(kernel_id)
+        return Suspended(self.sizes[kernel_id], 0.5, 0.25)
+
+    async def resume(self, kernel_id: str, *, gpu_map: Mapping[str, str] | None = None) -> Resumed:
+        self.said.append(("resume", kernel_id, dict(gpu_map or {})))
+        if self.gate is not None:
+            await self.gate.wait()
+        if gpu_map and "move" in self.fails:
+            raise self.fails["move"]
+        if "resume" in self.fails:
+            raise self.fails["resume"]
+        size = sum(self.out.pop(kernel_id).values())
+        self.halted.discard(kernel_id)
+        self.unsettled.discard(kernel_id)
+        return Resumed(size, 0.25, 0.25)
+
+    async def recover(self, kernel_ids: Sequence[str]) -> None:
+        for kernel_id in set(kernel_ids) & self.unsettled:
+            self.out.pop(kernel_id)
+            self.unsettled.discard(kernel_id)
+
+    def held(self, kernel_id: str) -> bool:
+        return kernel_id in self.out
+
+    def suspended(self, kernel_id: str) -> bool:
+        return self.held(kernel_id) and kernel_id not in self.unsettled
+
+    def gpus(self, kernel_id: str) -> Mapping[str, int]:
+        return self.out.get(kernel_id, {})
+
+    def in_mid_cell(self, kernel_id: str) -> bool:
+        return kernel_id in self.halted
+
+    def forget(self, kernel_id: str) -> None:
+        self.out.pop(kernel_id, None)
+        self.said.append(("forget", kernel_id))
 
 
 class NoForecasts:
@@ -88,9 +166,10 @@ class Stage:
             clock=lambda: self.now,
         )
 
-    async def kernel(self, name: str, used: int = 0) -> Kernel:
+    async def kernel(self, name: str, used: int = 0, *, agent: bool = True) -> Kernel:
         """Start a kernel that holds `used` bytes and has been idle for a minute."""
         port = Kernel()
+        port.has_agent = agent
         port.record = KernelRecord(
             name, "python3", f"{name}.ipynb", port, self.now - 60, ready=True, used_bytes=used,
             last_used_s=self.now - 60,
@@ -105,6 +184,24 @@ class Stage:
         await self.loop.tick()
         for _ in range(5):
             await asyncio.sleep(0)
+
+    async def until(self, what: Callable[[], Any]) -> None:
+        """Turn the loop until something is so; the clock stands still."""
+        for _ in range(500):
+            if what():
+                return
+            await self.turn()
+            await asyncio.sleep(0.01)
+        raise AssertionError("it never came about")
+
+    def driver(self) -> Driver:
+        """Give the loop a driver that is quicker than anything in place."""
+        driver = Driver(GPU)
+        self.loop.checkpoints = driver
+        self.loop.speeds.now = Bandwidths(
+            checkpoint_bytes_per_s=1e12, resume_bytes_per_s=1e12, helper_s=1e-6
+        )
+        return driver
 
     def claim(self, name: str, size: int, **more: Any) -> Claim:
         claim = Claim(f"claim-{name}", name, size, self.now, self.now + 60, **more)

@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 from loop_stage import GPU, Stage
 
 from jupyter_gpu_predict.core.model import MIB, CellRun, LeaseState, Outcome, RiskLevel
 from jupyter_gpu_predict.errors import ConflictError, RefusedError, StorageFullError
 from jupyter_gpu_predict.store.trace_store import Store
-
-Story = Callable[[Stage], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Callable[..., None]:
-    def run(story: Story, **more: Any) -> None:
-        async def whole() -> None:
-            stage = Stage(tmp_path, **more)
-            await stage.turn()
-            try:
-                await story(stage)
-            finally:
-                await stage.loop.close()
-                stage.store.close()
-
-        asyncio.run(whole())
-
-    return run
 
 
 def test_a_claim_takes_memory_back_and_is_granted_in_one_turn(play: Any) -> None:

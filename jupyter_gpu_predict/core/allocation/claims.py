@@ -279,6 +279,8 @@ class _Desk:
         back = f", {format_bytes(entry.suspended)} of it to bring back" if entry.suspended else ""
         left = ledger.free[gpu.uuid] + self._own_bytes(entry, gpu) - wish.bytes
         reason = f"Bind {size} on {gpu.uuid} to {name}{back} ({format_bytes(left)} stay free)"
+        if gpu.whole:
+            reason = f"Bind {gpu.uuid} to {name}, for {size}{back} (slices are not shared)"
         ledger.bind(entry, gpu, wish.bytes, claim.claim_id, reason)
 
     # ------------------------------------------------------------------ waiting

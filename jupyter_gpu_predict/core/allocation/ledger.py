@@ -123,6 +123,9 @@ class Ledger:
             kernel = entry.kernel
             if kernel.migrating and kernel.target_gpu_uuid in self.arriving:
                 self.arriving[kernel.target_gpu_uuid] += kernel.target_bytes
+        for gpu in self.gpus.values():
+            if gpu.whole:
+                self._fill(gpu.uuid)
 
     def entry(self, kernel_id: str) -> Entry:
         """Return a kernel's entry; one that is still to be launched gets an empty one."""
@@ -194,8 +197,27 @@ class Ledger:
 
     # ------------------------------------------------------------------ booking
 
+    def _fill(self, uuid: str) -> None:
+        """Book all that is left of a GPU that is not shared for the kernel that is using it."""
+        users = [
+            e
+            for e in self.on_gpu[uuid].values()
+            if e.held > 0 and e.state is not LeaseState.SUSPENDED
+        ]
+        if users or self.arriving[uuid]:
+            spare, self.free[uuid] = max(0, self.free[uuid]), min(0, self.free[uuid])
+            if users:
+                users[0].held += spare
+
+    def _share(self, uuid: str, own: int, size: int) -> int:
+        """Return what a lease of `size` bytes takes: all that is left of a GPU not shared."""
+        gpu = self.gpus.get(uuid)
+        whole = gpu is not None and gpu.whole and size > 0
+        return max(size, own + self.free[uuid]) if whole else size
+
     def bind(self, entry: Entry, gpu: GpuView, size: int, claim_id: str, reason: str) -> None:
         """Plan a grant and book it."""
+        size = self._share(gpu.uuid, entry.held if entry.gpu_uuid == gpu.uuid else 0, size)
         if entry.held > (size if entry.gpu_uuid == gpu.uuid else 0):
             self.gave_back = True
         self._place(entry, gpu.uuid, size, LeaseState.BOUND)
@@ -205,6 +227,7 @@ class Ledger:
 
     def prebind(self, entry: Entry, gpu: GpuView, size: int, reason: str) -> None:
         """Plan to bring state back, or to set memory aside, ahead of use."""
+        size = self._share(gpu.uuid, entry.held if entry.gpu_uuid == gpu.uuid else 0, size)
         self._place(entry, gpu.uuid, size, LeaseState.RESERVED)
         entry.used, entry.suspended = entry.state_bytes, 0
         entry.settled = True
@@ -229,6 +252,7 @@ class Ledger:
 
     def resize(self, entry: Entry, size: int, reason: str) -> None:
         """Plan another size for a lease in use."""
+        size = self._share(entry.gpu_uuid or "", entry.held, size)
         self._set_held(entry, size)
         self.actions.append(Resize(entry.kernel_id, size, reason))
 
@@ -242,6 +266,7 @@ class Ledger:
 
     def migrate(self, entry: Entry, gpu: GpuView, size: int, reason: str) -> None:
         """Plan a move; `size` is set aside on the target, and the source is held until the end."""
+        size = self._share(gpu.uuid, 0, size)
         self.free[gpu.uuid] -= size
         self.arriving[gpu.uuid] += size
         entry.moving = entry.settled = True

@@ -25,6 +25,7 @@ def decide(view: ClusterView) -> Plan:
     - GPUs on which hard evidence speaks of failure are cordoned and left.
     - Claims are served by priority and age, and a later one passes an earlier one only where it
       takes nothing the earlier could use. No claim waits beside memory it may have.
+    - A MIG slice is leased to one kernel at a time, with all its memory.
     - With `preempt`, claims whose bursts have had less of a GPU come first, and a long running
       burst is halted for one of them where nothing less makes room.
     - What is left over is used ahead of need where forecasts make that worth its cost.

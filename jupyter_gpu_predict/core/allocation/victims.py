@@ -227,6 +227,8 @@ def _steps(ledger: Ledger, uuid: str, stage: Stage, wish: Wish) -> Iterator[Step
     if wish.below is not None:
         others = [e for e in others if ledger.need_probability(e) < wish.below]
     if stage is Stage.SLACK:
+        if ledger.gpus[uuid].whole:
+            return
         for entry in others:
             kernel = entry.kernel
             if not (entry.state is LeaseState.BOUND and entry.idle and kernel.has_agent):
@@ -307,7 +309,8 @@ def _without_redundant(ledger: Ledger, steps: list[Step], spare: int) -> list[St
         if step.freed_bytes <= spare:
             spare -= step.freed_bytes
             continue
-        if step.stage is Stage.IDLE:
+        gpu = ledger.gpu_of(step.entry)
+        if step.stage is Stage.IDLE and not (gpu is not None and gpu.whole):
             slack = slack_bytes(ledger, step.entry)
             if slack > 0 and step.freed_bytes - slack <= spare:
                 spare -= step.freed_bytes - slack

@@ -151,7 +151,18 @@ class Cluster:
                 free[k.lease.gpu_uuid] -= self.held(k)
             if k.migrating and k.target_gpu_uuid is not None:
                 free[k.target_gpu_uuid] -= k.target_bytes
-        return free
+        users = self.users()
+        return {u: min(0, f) if users.get(u) else f for u, f in free.items()}
+
+    def users(self) -> dict[str, int]:
+        """How many kernels use each GPU that is not shared, or are on their way to it."""
+        count = {u: 0 for u, g in self.gpus.items() if g.whole}
+        for k in self.kernels.values():
+            if k.lease is not None and k.lease.gpu_uuid in count:
+                count[k.lease.gpu_uuid] += self.held(k) > 0
+            if k.migrating and k.target_gpu_uuid in count:
+                count[k.target_gpu_uuid] += k.target_bytes > 0
+        return count
 
     def held(self, k: KernelView) -> int:
         if k.lease is None or k.lease.state is LeaseState.SUSPENDED:
@@ -174,7 +185,7 @@ class Cluster:
                 self._carry_out(action)
             return plan
         assert plan == decide(seen), "the same view gave two plans"
-        before, state = self.free(), self.state()
+        before, state, users = self.free(), self.state(), self.users()
         epochs = {k.kernel_id: k.lease.epoch for k in self.kernels.values() if k.lease}
         waits: list[Queue] = []
         self._check_halts(seen, plan)
@@ -184,6 +195,8 @@ class Cluster:
             if isinstance(action, Queue):
                 waits.append(action)
         after = self.free()
+        for uuid, number in self.users().items():
+            assert number <= max(1, users[uuid]), f"{uuid} is shared"
         for uuid, free in after.items():
             assert free >= min(0, before[uuid]), f"{uuid} over capacity by our own grants"
         assert self.state() == state, "state was lost"

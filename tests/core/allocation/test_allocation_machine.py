@@ -34,9 +34,10 @@ class ClusterHistory(RuleBasedStateMachine):
         headroom=st.sampled_from([0, 20 * MIB]),
         preempt=st.booleans(),
         consolidate=st.booleans(),
+        slices=st.sampled_from([0, 0, 1, 3]),
     )
-    def build(self, totals, prebind, headroom, preempt, consolidate):
-        gpus = [gpu(i, total) for i, total in enumerate(totals)]
+    def build(self, totals, prebind, headroom, preempt, consolidate, slices):
+        gpus = [gpu(i, total, whole=i < slices) for i, total in enumerate(totals)]
         policy = PolicySettings(
             prebind=prebind,
             headroom_bytes=headroom,

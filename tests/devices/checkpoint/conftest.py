@@ -1,56 +1,13 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from jupyter_gpu_predict.devices.cuda_checkpoint import CheckpointRecord, CudaCheckpoint, Limits
 
-SOURCE = Path(__file__).resolve().parents[2] / "emulators" / "checkpoint" / "stub_cuda.py"
 SLOW_MACHINE = Limits(start_s=120, look_s=120, state_s=60, lock_grace_s=60, copy_s=60)
-
-
-@pytest.fixture(scope="session")
-def stub_cuda() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("stub_cuda", SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _build(module: ModuleType, folder: Path, *, old: bool = False) -> Path:
-    if not sys.platform.startswith("linux"):
-        pytest.skip("driver checkpoints, and the stub of the driver, are for Linux only")
-    libraries = module.build(folder, old=old)
-    if libraries is None:
-        pytest.skip("no C compiler (cc) to build the stub of the CUDA driver with")
-    return libraries
-
-
-@pytest.fixture(scope="session")
-def libraries(stub_cuda: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _build(stub_cuda, tmp_path_factory.mktemp("cuda"))
-
-
-@pytest.fixture(scope="session")
-def old_libraries(stub_cuda: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _build(stub_cuda, tmp_path_factory.mktemp("cuda_old"), old=True)
-
-
-@pytest.fixture
-def stub(stub_cuda: ModuleType, libraries: Path, tmp_path: Path) -> Iterator[Any]:
-    made = stub_cuda.StubCuda(libraries, tmp_path)
-    yield made
-    made.close()
 
 
 class Stage:
