@@ -49,7 +49,7 @@ $(PEERS)/.installed: benchmarks/peers.txt $(STAMP)
 	touch $@
 
 bench: install peers
-	for file in benchmarks/bench_*.py benchmarks/*_overhead.py benchmarks/snapshot.py; do $(BIN)/python $$file --quick || exit 1; done
+	for file in benchmarks/bench_*.py benchmarks/*_overhead.py benchmarks/reclaim.py benchmarks/snapshot.py; do $(BIN)/python $$file --quick || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

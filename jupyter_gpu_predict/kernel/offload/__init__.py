@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from .exports import install_export_tracking
 from .holdings import Holdings, Skipped, scan
-from .offloader import Offloader, RestoreReport, SuspendReport
+from .offloader import Offloader
+from .reports import RestoreReport, SuspendReport
+from .uses import UseLog
 from .work import tasks_at_work, threads_at_work
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "RestoreReport",
     "Skipped",
     "SuspendReport",
+    "UseLog",
     "install_export_tracking",
     "scan",
     "tasks_at_work",

@@ -22,7 +22,6 @@ _READERS = ("IPython", "jedi", "inspect", "pydoc", "unittest")
 _untracked: list[str] = []
 _hooked: list[ModuleType] = []
 _marks = 0
-_MISSING = object()
 
 
 def install_export_tracking() -> None:
@@ -52,24 +51,6 @@ def export_reason(storage: Any) -> str | None:
     return alive[0][0] if alive else None
 
 
-def watch_numpy(torch: Any, on: bool) -> None:
-    """Start or end marking the storages whose memory numpy gets to see.
-
-    torch itself notes that by making the storage unresizable. A suspended CPU storage already is,
-    so while there are such storages ``Tensor.numpy`` is wrapped.
-    """
-    own = torch.Tensor.__dict__.get("numpy")
-    wrapped = getattr(own, "_jupyter_gpu_wraps", _MISSING)
-    if on and wrapped is _MISSING:
-        wrapper = _tracked(torch, torch.Tensor.numpy, "shared with numpy while suspended")
-        wrapper._jupyter_gpu_wraps = own  # type: ignore[attr-defined]
-        torch.Tensor.numpy = wrapper
-    elif not on and wrapped is None:
-        del torch.Tensor.numpy
-    elif not on and wrapped is not _MISSING:
-        torch.Tensor.numpy = wrapped
-
-
 def _mark(storage: Any, reason: str, holder: Any = None) -> None:
     global _marks
     marks = getattr(storage, _ATTRIBUTE, None) or []
@@ -82,8 +63,8 @@ def _hook(torch: Any) -> None:
         return
     _hooked.append(torch)
     tensor = torch.Tensor
-    tensor.__dlpack__ = _tracked(torch, tensor.__dlpack__)
-    legacy = _tracked(torch, torch.utils.dlpack.to_dlpack)
+    tensor.__dlpack__ = tracked(torch, tensor.__dlpack__)
+    legacy = tracked(torch, torch.utils.dlpack.to_dlpack)
     if getattr(torch, "to_dlpack", None) is torch.utils.dlpack.to_dlpack:
         torch.to_dlpack = legacy
     torch.utils.dlpack.to_dlpack = legacy
@@ -101,7 +82,7 @@ def _hook(torch: Any) -> None:
         torch.UntypedStorage._share_cuda_ = _shared_by_ipc(share)
 
 
-def _tracked(
+def tracked(
     torch: Any, export: Callable[..., Any], reason: str = "exported by DLPack"
 ) -> Callable[..., Any]:
     """Wrap an export so that the storage is marked for as long as the other side lives."""

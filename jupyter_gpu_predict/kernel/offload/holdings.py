@@ -15,7 +15,7 @@ from . import accelerator, simulated
 from .exports import export_reason
 from .graph import is_node_type, saved_tensors
 from .loaded import loaded_torch
-from .region import ranges
+from .region import Ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class _Search:
             elif role is graph_type:
                 self.graphs += 1
             else:
-                for tensor in _script_tensors(torch, obj):
+                for tensor in script_tensors(torch, obj):
                     self.add_tensor(tensor, nodes)
         for tensor in saved_tensors(nodes, self.base):
             self.add_tensor(tensor, [])
@@ -202,7 +202,7 @@ class _Search:
 
     def result(self) -> Holdings:
         movable, used, addresses = [], 0, []
-        suspended = ranges()
+        suspended = Ranges()
         for storage in self.storages.values():
             nbytes = storage.nbytes()
             try:
@@ -212,7 +212,7 @@ class _Search:
                 continue
             if not address:
                 continue
-            if any(start <= address < end for start, end in suspended):
+            if suspended.hold(address):
                 reason = export_reason(storage)
                 if reason is not None:
                     self.skipped.append(Skipped(reason, nbytes, False))
@@ -232,7 +232,7 @@ class _Search:
         return Holdings(tuple(movable), used, tuple(self.skipped), self.graphs, tuple(addresses))
 
 
-def _script_tensors(torch: Any, module: Any) -> Iterable[Any]:
+def script_tensors(torch: Any, module: Any) -> Iterable[Any]:
     """Return the parameters and buffers of one TorchScript module, which live in C++."""
     inner = module.__dict__.get("_c")
     if inner is None:

@@ -6,81 +6,30 @@ While it is suspended whatever reads or writes it reads and writes the host copy
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from ...errors import RefusedError
+from ...errors import DeviceError, RefusedError
 from .accelerator import AcceleratorAdapter
-from .exports import export_reason, install_export_tracking, watch_numpy
+from .exports import export_reason, install_export_tracking
 from .holdings import Holdings, check_device, scan
 from .loaded import loaded_torch
-from .region import Region
+from .moving import Adapter, move_back, move_out
+from .reach import Reach
+from .reports import RestoreReport, SuspendReport, summed
 from .segments import Segment, choose_by_segment
 from .simulated import SimulatedAdapter
+from .watching import watch
 from .work import threads_at_work
 
 UNSEEN = "in use by something that only the allocator knows of"
-
-
-@dataclass(frozen=True, slots=True)
-class SuspendReport:
-    """What `Offloader.suspend` did.
-
-    `kept` names the device memory that was left, as (reason, bytes); `seconds` is the whole call.
-    """
-
-    freed_bytes: int
-    storages: int
-    kept: tuple[tuple[str, int], ...]
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreReport:
-    """What `Offloader.restore` did; `kept` names what had to stay in host memory and why."""
-
-    bytes: int
-    storages: int
-    kept: tuple[tuple[str, int], ...]
-    seconds: float
-
-
-class Adapter(Protocol):
-    """What differs between devices."""
-
-    device: str
-
-    def quiesce(self, torch: Any) -> None:
-        """Wait until nothing in flight uses an address that is about to change."""
-
-    def segments(self, torch: Any) -> list[Segment]:
-        """Return what the allocator has of the device, as far as it keeps account."""
-
-    def save(self, torch: Any, storages: Sequence[Any]) -> tuple[Region, list[int]]:
-        """Copy the bytes of `storages` to the host; return the region and each one's offset."""
-
-    def alias(self, torch: Any, region: Region, offset: int, storage: Any) -> Any:
-        """Return a storage of `storage`'s size and device that points into `region`."""
-
-    def attach(self, storage: Any, region: Region) -> None:
-        """Keep `region` alive for as long as `storage` points into it."""
-
-    def detach(self, storage: Any) -> None:
-        """Let the storage's region go."""
-
-    def allocate(self, torch: Any, storage: Any) -> Any:
-        """Return a fresh storage of the size and device of `storage`."""
-
-    def fetch(self, torch: Any, storage: Any, fresh: Any) -> None:
-        """Copy the bytes of a suspended storage into `fresh`."""
-
-    def settle(self, torch: Any) -> None:
-        """Give freed memory back, so that others can have it."""
+SLICE_BYTES = 256 << 20
+"""`Offloader.restore_some` moves at most so much at a time, and then looks at what was allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +57,13 @@ class Offloader:
     device : str
         Whose memory is moved: ``"simulated"``, or a type of device of torch's such as ``"cuda"``.
     spill_dir : str
-        Folder for spill files (simulated GPUs); made with mode 0700 if absent.
+        Folder for what goes to disk (all of a simulated GPU's memory, of others what the host's
+        memory does not hold); made with mode 0700 if absent.
     at_work : callable, optional
         Returns a sentence for each thread whose work forbids moving memory now.
+    last_use : callable, optional
+        Returns when storages were last used, by their ``_cdata``: larger is later, absent is
+        never (`UseLog.by_storage`). The coldest are suspended first and restored last.
 
     Raises
     ------
@@ -123,6 +76,7 @@ class Offloader:
         device: str,
         spill_dir: str,
         at_work: Callable[[], Sequence[str]] = threads_at_work,
+        last_use: Callable[[], Mapping[int, int]] = dict,
     ) -> None:
         if device != "simulated":
             check_device(loaded_torch(), device)
@@ -130,11 +84,13 @@ class Offloader:
         self._adapter: Adapter = (
             SimulatedAdapter(str(spill_dir))
             if device == "simulated"
-            else AcceleratorAdapter(device)
+            else AcceleratorAdapter(device, str(spill_dir))
         )
         self._at_work = at_work
+        self._last_use = last_use
         self._held: list[_Suspended] = []
         self._lock = threading.RLock()
+        _offloaders.add(self)
 
     @property
     def suspended_bytes(self) -> int:
@@ -149,9 +105,8 @@ class Offloader:
     def suspend(self, wanted_bytes: int | None = None) -> SuspendReport:
         """Move device memory to the host, all of it or so much that enough falls free.
 
-        Where the allocator tells its segments, enough of these fall free as a whole.
-
-        Called while suspended it takes what was created since.
+        Where the allocator tells its segments, enough of these fall free as a whole; the coldest
+        go first. Called while suspended it takes what was created since.
 
         Raises
         ------
@@ -159,6 +114,8 @@ class Offloader:
             If memory cannot be moved safely now; the message names why. Nothing was changed.
         StorageFullError
             If the host copy does not fit. Nothing was changed.
+        DeviceError
+            If the device fails meanwhile; the message says what is where.
         """
         started = time.perf_counter()
         with self._lock:
@@ -167,6 +124,7 @@ class Offloader:
                 return SuspendReport(0, 0, (), time.perf_counter() - started)
             install_export_tracking()
             self._refuse_if_unsafe(torch, "suspended")
+            self._prune()
             holdings = scan(self.device)
             if holdings.graphs:
                 raise RefusedError(
@@ -176,26 +134,38 @@ class Offloader:
             segments = self._adapter.segments(torch)
             unseen = holdings.unseen_bytes([b for s in segments for b in s.blocks])
             stay = ((s.reason, s.nbytes) for s in holdings.skipped if s.on_device)
-            kept = _kept([*stay, (UNSEEN, unseen)])
-            storages = _choose(holdings, segments, wanted_bytes)
+            kept = summed([*stay, (UNSEEN, unseen)])
+            storages, chosen = self._choose(holdings, segments, wanted_bytes)
             del holdings
             freed, count = sum(s.nbytes() for s in storages), len(storages)
+            spilled = 0
             if storages:
-                self._move_out(torch, storages)
-                storages.clear()
-                self._adapter.settle(torch)
-        return SuspendReport(freed, count, kept, time.perf_counter() - started)
+                watch(torch, self, on=True)
+                try:
+                    spilled = move_out(self._adapter, torch, storages, self._last_use, self._note)
+                finally:
+                    storages.clear()
+                    self._prune()
+                    watch(torch, self, on=bool(self._held))
+        seconds = time.perf_counter() - started
+        return SuspendReport(freed, count, kept, seconds, spilled, chosen)
 
-    def restore(self) -> RestoreReport:
-        """Bring every suspended storage back to the device.
+    def restore(self, first: Iterable[Any] | None = None) -> RestoreReport:
+        """Bring suspended storages back to the device: all, or what `first` leads to.
 
-        A storage whose host copy another library got hold of meanwhile stays there, stays right
-        and is named; a later call tries it again.
+        What is not brought back stays suspended, is right wherever it is used, and comes with
+        `restore_some`. A storage whose host copy another library got hold of meanwhile stays
+        there, stays right and is named; a later call tries it again.
+
+        Parameters
+        ----------
+        first : iterable of objects, optional
+            Values that are about to be used, e.g. `UseLog.next_values`.
 
         Raises
         ------
         DeviceError
-            If the device has no room. Nothing was changed.
+            If the device has no room or fails. Nothing was changed.
         RefusedError
             If memory cannot be moved safely now. Nothing was changed; it can be used as it is.
         """
@@ -205,23 +175,108 @@ class Offloader:
             if torch is None or not self._held:
                 return RestoreReport(0, 0, (), time.perf_counter() - started)
             self._refuse_if_unsafe(torch, "restored")
-            moved, stay, why = [], [], []
-            for held in self._held:
-                storage = held.living()
-                if storage is None:
-                    continue
+            moved, why = self._movable()
+            if first is not None:
+                with torch._C.DisableTorchFunction():
+                    wanted = Reach(torch).storages(first)
+                moved = [s for s in moved if s._cdata in wanted]
+            nbytes, count = self._bring(torch, moved)
+        seconds = time.perf_counter() - started
+        return RestoreReport(nbytes, count, why, seconds, self.suspended_bytes)
+
+    def restore_some(
+        self, budget_bytes: int = SLICE_BYTES, budget_s: float = float("inf")
+    ) -> RestoreReport:
+        """Bring some of what is suspended back, the warmest first, until a budget is used up.
+
+        At least one storage comes back unless none can. For the time between cells after a
+        `restore` of only what was to be used at once.
+
+        Raises
+        ------
+        DeviceError
+            If the device has no room for even the first or fails. Nothing was changed.
+        RefusedError
+            If memory cannot be moved safely now. Nothing was changed; it can be used as it is.
+        """
+        started = time.perf_counter()
+        with self._lock:
+            torch = loaded_torch()
+            if torch is None or not self._held:
+                return RestoreReport(0, 0, (), time.perf_counter() - started)
+            self._refuse_if_unsafe(torch, "restored")
+            moved, why = self._movable()
+            ranks = self._last_use() if moved else {}
+            moved.sort(key=lambda s: -ranks.get(s._cdata, 0))
+            nbytes = count = 0
+            most = SLICE_BYTES
+            while moved and (not count or time.perf_counter() - started < budget_s):
+                if count and nbytes >= budget_bytes:
+                    break
+                part, rest = _slice(moved, min(most, budget_bytes - nbytes))
+                wanted, several = sum(s.nbytes() for s in part), len(part) > 1
+                try:
+                    count += self._bring(torch, part)[1]
+                except DeviceError:
+                    if several:
+                        most = wanted // 2  # half of it may still find room
+                        continue
+                    if count:
+                        break  # what came back is there, and the next call says what is wrong
+                    raise
+                moved = rest
+                nbytes += wanted
+        seconds = time.perf_counter() - started
+        return RestoreReport(nbytes, count, why, seconds, self.suspended_bytes)
+
+    def bring_back(self, storage: Any) -> None:
+        """Bring one storage back at once, if it is suspended here.
+
+        Raises
+        ------
+        DeviceError
+            If the device has no room or fails. Nothing was changed.
+        """
+        with self._lock:
+            torch = loaded_torch()
+            if any(h.living() is storage for h in self._held):
+                self._bring(torch, [storage])
+
+    def release(self) -> None:
+        """Give the host memory back that is kept so that the next suspend is faster."""
+        self._adapter.release()
+
+    def _note(self, storages: Sequence[Any], addresses: Sequence[int]) -> None:
+        self._held.extend(
+            _Suspended(weakref.ref(s), a, s.nbytes())
+            for s, a in zip(storages, addresses, strict=True)
+        )
+
+    def _prune(self) -> None:
+        self._held = [h for h in self._held if h.living() is not None]
+
+    def _movable(self) -> tuple[list[Any], tuple[tuple[str, int], ...]]:
+        """Return the suspended storages that can come back, and why others cannot."""
+        self._prune()
+        moved, why = [], []
+        for held in self._held:
+            storage = held.living()
+            if storage is not None:
                 reason = export_reason(storage)
                 if reason is None:
                     moved.append(storage)
                 else:
-                    stay.append(held)
                     why.append((reason, held.nbytes))
-            del storage
-            nbytes, count = sum(s.nbytes() for s in moved), len(moved)
-            self._move_back(torch, moved)
-            self._held = stay
-            watch_numpy(torch, on=bool(stay))
-        return RestoreReport(nbytes, count, _kept(why), time.perf_counter() - started)
+        return moved, summed(why)
+
+    def _bring(self, torch: Any, storages: list[Any]) -> tuple[int, int]:
+        nbytes, count = sum(s.nbytes() for s in storages), len(storages)
+        if storages:
+            move_back(self._adapter, torch, storages)
+            storages.clear()
+        self._prune()
+        watch(torch, self, on=bool(self._held))
+        return nbytes, count
 
     def _refuse_if_unsafe(self, torch: Any, what: str) -> None:
         if not hasattr(torch._C.StorageBase, "_swap_data_ptr_"):
@@ -235,91 +290,55 @@ class Offloader:
                 f"device memory cannot be {what} now: {'; '.join(at_work)}; it stays as it is"
             )
 
-    def _move_out(self, torch: Any, storages: list[Any]) -> None:
-        adapter = self._adapter
-        with torch._C.DisableTorchFunction():
-            adapter.quiesce(torch)
-            region, offsets = adapter.save(torch, storages)
-            aliases = [
-                adapter.alias(torch, region, offset, storage)
-                for storage, offset in zip(storages, offsets, strict=True)
-            ]
-        held = [
-            _Suspended(weakref.ref(s), a.data_ptr(), s.nbytes())
-            for s, a in zip(storages, aliases, strict=True)
-        ]
-        before = self._held
-        self._held = [*before, *held]
-        watch_numpy(torch, on=True)
-        try:
-            for storage in storages:
-                adapter.attach(storage, region)
-            _swap(torch, storages, aliases)
-        except BaseException:
-            self._held = before
-            watch_numpy(torch, on=bool(before))
-            for storage in storages:
-                adapter.detach(storage)
-            raise
-
-    def _move_back(self, torch: Any, storages: list[Any]) -> None:
-        adapter = self._adapter
-        with torch._C.DisableTorchFunction():
-            fresh: list[Any] = []
-            try:
-                for storage in storages:
-                    fresh.append(adapter.allocate(torch, storage))  # noqa: PERF401 - seen if cut
-            except BaseException:
-                # What was there is somebody else's again, and not kept in the allocator's cache.
-                fresh.clear()
-                adapter.settle(torch)
-                raise
-            adapter.quiesce(torch)
-            for storage, block in zip(storages, fresh, strict=True):
-                adapter.fetch(torch, storage, block)
-            adapter.quiesce(torch)
-        _swap(torch, storages, fresh)
-        fresh.clear()
-        for storage in storages:
-            adapter.detach(storage)
+    def _choose(
+        self, holdings: Holdings, segments: Sequence[Segment], wanted_bytes: int | None
+    ) -> tuple[list[Any], str]:
+        everything = list(holdings.storages)
+        if wanted_bytes is None:
+            return everything, ""
+        last_use = self._last_use() if wanted_bytes > 0 else {}
+        if segments:
+            some = choose_by_segment(segments, everything, wanted_bytes, last_use)
+            if some is None:
+                return everything, "everything: all that can be moved frees less than was wanted"
+        else:
+            some, freed = [], 0
+            for s in sorted(everything, key=lambda s: (last_use.get(s._cdata, 0), -s.nbytes())):
+                if freed >= wanted_bytes:
+                    break
+                some.append(s)
+                freed += s.nbytes()
+        return some, _words(some, len(everything), last_use)
 
 
-def _swap(torch: Any, storages: Sequence[Any], others: Sequence[Any]) -> None:
-    """Exchange the pointers pairwise, all or none.
-
-    The loop runs in C: no signal handler and no other thread gets in between two swaps.
-    """
-    swap = torch._C.StorageBase._swap_data_ptr_
-    pointers = [s.data_ptr() for s in storages]
-    try:
-        deque(map(swap, storages, others), maxlen=0)
-    except BaseException as e:
-        for storage, other, pointer in zip(storages, others, pointers, strict=True):
-            if storage.data_ptr() != pointer:
-                swap(storage, other)
-        if isinstance(e, RuntimeError):
-            raise RefusedError(f"torch would not swap a storage's memory: {e}") from e
-        raise
+def _words(some: Sequence[Any], total: int, last_use: Mapping[int, int]) -> str:
+    if not some or not last_use:
+        return f"{len(some)} of {total} storages; none is known to be colder"
+    warmest = max(last_use.get(s._cdata, 0) for s in some)
+    if not warmest:
+        return f"the coldest {len(some)} of {total} storages: no cell that was seen named them"
+    ago = max(last_use.values()) - warmest
+    return f"the coldest {len(some)} of {total} storages: last named {ago} cells before the latest"
 
 
-def _choose(holdings: Holdings, segments: Sequence[Segment], wanted_bytes: int | None) -> list[Any]:
-    if wanted_bytes is None:
-        return list(holdings.storages)
-    if segments:
-        some = choose_by_segment(segments, holdings.storages, wanted_bytes)
-        return list(holdings.storages) if some is None else some
-    chosen, freed = [], 0
-    for storage in sorted(holdings.storages, key=lambda s: -int(s.nbytes())):
-        if freed >= wanted_bytes:
+def _slice(storages: list[Any], budget_bytes: int) -> tuple[list[Any], list[Any]]:
+    """Split off the first storages of so many bytes together, and at least one."""
+    nbytes = count = 0
+    for storage in storages:
+        if count and nbytes + storage.nbytes() > budget_bytes:
             break
-        chosen.append(storage)
-        freed += storage.nbytes()
-    return chosen
+        nbytes += storage.nbytes()
+        count += 1
+    return storages[:count], storages[count:]
 
 
-def _kept(pairs: Any) -> tuple[tuple[str, int], ...]:
-    total: dict[str, int] = {}
-    for reason, nbytes in pairs:
-        if nbytes:
-            total[reason] = total.get(reason, 0) + nbytes
-    return tuple(total.items())
+_offloaders: weakref.WeakSet[Offloader] = weakref.WeakSet()
+
+
+def _in_forked_child() -> None:
+    # The thread that held a lock at the fork is not here to let go of it.
+    for offloader in _offloaders:
+        offloader._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_in_forked_child)

@@ -22,32 +22,56 @@ class Segment:
 
 
 def choose_by_segment(
-    segments: Sequence[Segment], storages: Sequence[Any], wanted_bytes: int
+    segments: Sequence[Segment],
+    storages: Sequence[Any],
+    wanted_bytes: int,
+    last_use: Mapping[int, int] | None = None,
 ) -> list[Any] | None:
     """Return storages with which segments of at least `wanted_bytes` fall free.
 
-    Few bytes are moved for it: the segments are as few as will do, and the last one is the smallest
-    that suffices. ``None`` if all that can be moved would free less.
+    The coldest segments are taken, each as warm as the warmest storage in it. Among equals few
+    bytes are moved: the segments are as few as will do, and the last one is the smallest that
+    suffices. ``None`` if all that can be moved would free less.
 
     Parameters
     ----------
     storages
         Those that can be moved.
+    last_use
+        When a storage was last used, by its ``_cdata``; larger is later, absent is never.
     """
+    if wanted_bytes <= 0:
+        return []
     inside = _inside(segments, storages)
-    free = [s for s in segments if s.blocks and len(inside[s.start]) == len(s.blocks)]
-    free.sort(key=lambda s: s.nbytes, reverse=True)
+    by_heat: dict[int, list[Segment]] = {}
+    for segment in segments:
+        blocks = inside[segment.start]
+        if segment.blocks and len(blocks) == len(segment.blocks):
+            by_heat.setdefault(_heat(blocks, last_use), []).append(segment)
     chosen: list[Segment] = []
     missing = wanted_bytes
-    while missing > 0:
-        if not free:
-            return None
-        enough = [s for s in free if s.nbytes >= missing]
-        segment = enough[-1] if enough else free[0]
-        free.remove(segment)
-        chosen.append(segment)
-        missing -= segment.nbytes
+    for heat in sorted(by_heat):
+        free = sorted(by_heat[heat], key=lambda s: s.nbytes, reverse=True)
+        while free and missing > 0:
+            enough = [s for s in free if s.nbytes >= missing]
+            segment = enough[-1] if enough else free[0]
+            free.remove(segment)
+            chosen.append(segment)
+            missing -= segment.nbytes
+    if missing > 0:
+        return None
+    # What was taken first may not be needed any more once a larger one was.
+    for segment in reversed(chosen.copy()):
+        if missing + segment.nbytes <= 0:
+            chosen.remove(segment)
+            missing += segment.nbytes
     return [storage for s in chosen for some in inside[s.start].values() for storage in some]
+
+
+def _heat(blocks: Mapping[tuple[int, int], list[Any]], last_use: Mapping[int, int] | None) -> int:
+    if not last_use:
+        return 0
+    return max(last_use.get(s._cdata, 0) for some in blocks.values() for s in some)
 
 
 def _inside(

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import errno
-import mmap
-import os
-import stat
-import tempfile
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...errors import DeviceError, RefusedError, StorageFullError
-from .region import Region, layout
+from ...errors import DeviceError
+from .region import Region
 from .segments import Segment
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
-_ZEROS = ctypes.create_string_buffer(64)
+from .spill import SpillFile
+from .staging import Chunk, on_disk
 
 
 def is_here(storage: Any) -> bool:
@@ -36,53 +28,54 @@ def host_reason(storage: Any) -> str | None:
 
 
 class SimulatedAdapter:
-    """Device memory on the heap, host copies in an unlinked spill file that is mapped."""
+    """Device memory on the heap, host copies in nameless spill files that are mapped."""
 
     device = "simulated"
 
     def __init__(self, spill_dir: str) -> None:
         self._dir = spill_dir
 
-    def quiesce(self, torch: Any) -> None:
+    def quiesce(self, torch: Any, storages: Sequence[Any]) -> None:
         """Do nothing: CPU work is over when its call returns."""
 
     def segments(self, torch: Any) -> list[Segment]:
         """Return none: the heap keeps no account of whose a block is."""
         return []
 
-    def save(self, torch: Any, storages: Sequence[Any]) -> tuple[Region, list[int]]:
-        """Write the bytes of `storages` to a spill file and map it.
+    def plan(
+        self, torch: Any, storages: Sequence[Any], last_use: Callable[[], Mapping[int, int]]
+    ) -> list[Chunk]:
+        """Put all on disk: what went from the heap to other host memory would free nothing.
+
+        Raises
+        ------
+        StorageFullError
+            If the disk has no room.
+        """
+        return on_disk(storages, self._dir)
+
+    def reserve(self, torch: Any, chunks: Sequence[Chunk]) -> list[SpillFile]:
+        """Make a spill file for each chunk.
 
         Raises
         ------
         StorageFullError
             If the disk has no room.
         RefusedError
-            If the spill file cannot be made, written or mapped.
+            If a spill file cannot be made.
         """
-        offsets, total = layout([s.nbytes() for s in storages])
-        try:
-            fd = _open_spill(self._dir)
-            try:
-                _write(fd, _spans(storages))
-                region = Region(
-                    fd, total, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
-                )
-            finally:
-                os.close(fd)
-        except OSError as e:
-            if e.errno in _FULL:
-                raise StorageFullError(
-                    f"no room in {self._dir} to spill {total} bytes of device memory "
-                    f"({e.strerror}); everything stays on the device: free disk space or choose "
-                    "another spill folder"
-                ) from e
-            raise RefusedError(
-                f"device memory cannot be spilled to {self._dir}: {e.strerror or e}; everything "
-                "stays on the device"
-            ) from e
-        region.enroll()
-        return region, offsets
+        return [SpillFile(self._dir, c.nbytes) for c in chunks]
+
+    def copy_out(self, torch: Any, chunk: Chunk, place: Any) -> Callable[[], Region]:
+        """Write the chunk to its file; the function that is returned maps it."""
+        place.write((s.data_ptr(), s.nbytes()) for s in chunk.storages)
+
+        def finish() -> Region:
+            region: Region = place.mapped()
+            place.close()
+            return region
+
+        return finish
 
     def alias(self, torch: Any, region: Region, offset: int, storage: Any) -> Any:
         """Return a storage over a part of `region`; its pointer keeps the region alive."""
@@ -90,7 +83,7 @@ class SimulatedAdapter:
             region, dtype=torch.uint8, offset=offset, count=storage.nbytes()
         ).untyped_storage()
 
-    def attach(self, storage: Any, region: Region) -> None:
+    def attach(self, storage: Any, place: Any, region: Region) -> None:
         """Do nothing: the pointer itself keeps the region alive."""
 
     def detach(self, storage: Any) -> None:
@@ -113,13 +106,17 @@ class SimulatedAdapter:
                 "suspended and whole"
             ) from e
 
-    def fetch(self, torch: Any, storage: Any, fresh: Any) -> None:
-        """Copy the bytes of a suspended storage into `fresh`."""
-        ctypes.memmove(fresh.data_ptr(), storage.data_ptr(), storage.nbytes())
+    def fetch(self, torch: Any, storages: Sequence[Any], fresh: Sequence[Any]) -> None:
+        """Copy the bytes of suspended storages into fresh ones."""
+        for storage, block in zip(storages, fresh, strict=True):
+            ctypes.memmove(block.data_ptr(), storage.data_ptr(), storage.nbytes())
 
     def settle(self, torch: Any) -> None:
         """Give freed heap memory back to the system, so that resident memory really falls."""
         trim_heap()
+
+    def release(self) -> None:
+        """Do nothing: no host memory is kept."""
 
 
 def trim_heap() -> None:
@@ -127,50 +124,3 @@ def trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def _open_spill(folder: str) -> int:
-    """Open a nameless file in a folder of ours that nobody else can enter."""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    info = os.stat(folder)
-    if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o077:
-        raise PermissionError(
-            errno.EPERM, "the folder is open to other users; make it yours with mode 0700", folder
-        )
-    try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as e:
-        if e.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}:
-            raise
-    fd, path = tempfile.mkstemp(dir=folder, prefix="spill-")
-    os.unlink(path)
-    return fd
-
-
-def _spans(storages: Sequence[Any]) -> deque[tuple[int, int]]:
-    """Return (address, bytes) of each storage, padded as `layout` places them."""
-    spans: deque[tuple[int, int]] = deque()
-    for storage in storages:
-        nbytes = storage.nbytes()
-        spans.append((storage.data_ptr(), nbytes))
-        if nbytes % 64:
-            spans.append((ctypes.addressof(_ZEROS), 64 - nbytes % 64))
-    return spans
-
-
-def _write(fd: int, spans: deque[tuple[int, int]]) -> None:
-    position = 0
-    while spans:
-        batch = [spans.popleft() for _ in range(min(len(spans), _IOV_MAX))]
-        buffers = [(ctypes.c_char * n).from_address(a) for a, n in batch]
-        written = os.pwritev(fd, buffers, position)
-        if written == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        position += written
-        rest = []
-        for address, nbytes in batch:
-            done = min(written, nbytes)
-            written -= done
-            if done < nbytes:
-                rest.append((address + done, nbytes - done))
-        spans.extendleft(reversed(rest))

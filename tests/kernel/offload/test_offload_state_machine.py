@@ -29,6 +29,7 @@ class Pair:
 
     def __init__(self, tensor, twin) -> None:
         self.tensor, self.twin, self.shares = tensor, twin, []
+        self.shared = False
 
 
 class SuspendAnywhere(RuleBasedStateMachine):
@@ -59,11 +60,16 @@ class SuspendAnywhere(RuleBasedStateMachine):
     def slice(self, pair, start, step):
         if start >= pair.twin.shape[0]:
             return multiple()
-        return self.keep(pair.tensor[start::step], pair.twin[start::step])
+        return self.view(pair, pair.tensor[start::step], pair.twin[start::step])
 
     @rule(target=pairs, pair=pairs)
     def transpose(self, pair):
-        return self.keep(pair.tensor.t(), pair.twin.T)
+        return self.view(pair, pair.tensor.t(), pair.twin.T)
+
+    def view(self, pair, tensor, twin) -> Pair:
+        made = self.keep(tensor, twin)
+        made.shared = pair.shared
+        return made
 
     @rule(target=pairs, pair=pairs)
     def copy(self, pair):
@@ -82,10 +88,19 @@ class SuspendAnywhere(RuleBasedStateMachine):
     @rule(pair=pairs)
     def leave_for_numpy(self, pair):
         pair.shares.append(pair.tensor.numpy())
+        self.note_shared(pair)
 
     @rule(pair=pairs)
     def leave_for_dlpack(self, pair):
         pair.shares.append(np.from_dlpack(pair.tensor))
+        self.note_shared(pair)
+
+    def note_shared(self, pair):
+        """Note it for all views: torch keeps what numpy has seen unresizable for good."""
+        address = pair.tensor.untyped_storage().data_ptr()
+        for other in self.living:
+            if other.tensor.untyped_storage().data_ptr() == address:
+                other.shared = True
 
     @rule(pair=pairs)
     def end_sharing(self, pair):
@@ -102,6 +117,26 @@ class SuspendAnywhere(RuleBasedStateMachine):
     @rule()
     def restore(self):
         self.offloader.restore()
+
+    @rule(pair=pairs)
+    def restore_first(self, pair):
+        self.offloader.restore(first=[{"held": (pair.tensor,)}])
+        # Unless somebody else has its host copy, it is the device's again.
+        if not pair.shares and not pair.shared:
+            assert pair.tensor.untyped_storage().resizable()
+
+    @rule(wanted=st.integers(0, 5000))
+    def restore_some(self, wanted):
+        self.offloader.restore_some(wanted)
+
+    @rule(pair=pairs)
+    def grow_and_shrink(self, pair):
+        if any(p.shares or p.shared for p in self.living):
+            return  # numpy would be left with memory that is gone, here as in plain torch
+        storage = pair.tensor.untyped_storage()
+        nbytes = storage.nbytes()
+        storage.resize_(2 * nbytes)
+        storage.resize_(nbytes)
 
     @invariant()
     def everything_shows_the_same(self):

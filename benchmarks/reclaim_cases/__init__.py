@@ -1,0 +1,1 @@
+"""What `reclaim.py` measures, in processes of their own."""
