@@ -32,7 +32,18 @@ class TestServer(ServerProcess):
     def __init__(self, folder: Path, **more: Any) -> None:
         super().__init__(folder, root=folder / "root", **more)
         self.root.mkdir(parents=True, exist_ok=True)
+        self._extension = bool(more.get("extension", True))
         self._notebooks: list[Notebook] = []
+
+    async def ready(self, timeout_s: float = 60.0) -> None:
+        """Wait until it answers and, with the extension, has read its GPUs and made a plan."""
+        await super().ready(timeout_s)
+
+        async def planned() -> bool:
+            return (await self.get(f"{API}/plan"))["plan"] is not None
+
+        if self._extension:
+            await until(planned, timeout_s)
 
     async def open(self, path: str | None = None, name: str = "python3") -> Notebook:
         """Open a notebook as `ServerProcess` does."""
@@ -68,7 +79,7 @@ class TestServer(ServerProcess):
         model: dict[str, Any] = await self.get(f"{API}/kernels/{notebook.kernel_id}")
         return model
 
-    async def stop(self, timeout_s: float = 20.0) -> None:
+    async def stop(self, timeout_s: float = 60.0) -> None:
         """Close the notebooks and stop.
 
         Raises
@@ -97,6 +108,18 @@ async def until(what: Callable[[], Awaitable[Any]], timeout_s: float = 60.0) -> 
         assert time.monotonic() < end, f"still {answer!r} after {timeout_s:g} s"
         await asyncio.sleep(0.1)
     return answer
+
+
+async def until_gone(pid: int) -> None:
+    """Wait until a process is over, whether or not somebody has asked how it ended."""
+
+    async def gone() -> bool:
+        try:
+            return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
+    await until(gone)
 
 
 async def started(notebook: Notebook, code: str) -> Execution:

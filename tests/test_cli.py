@@ -104,6 +104,7 @@ def test_status_of_a_server(
     assert "using 2 simulated GPUs of 512 MiB" in shown
     assert "Simulated GPUs" in shown
     assert "Kernels on simulated GPUs" in shown
+    assert "Energy: none told (simulated GPUs)." in shown
     (kernel,) = (line for line in shown.splitlines() if "work/train.ipynb" in line)
     assert notebook.kernel_id[:8] in kernel
     assert "bound" in kernel

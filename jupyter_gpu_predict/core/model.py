@@ -198,6 +198,9 @@ class GpuStatus:
     `processes` are ``(pid, bytes)``; `problems` are plain sentences about values that could not be
     read. `lost` is a GPU that no longer answers at all. `energy_j` is the energy it has used since
     its driver was loaded, in joules (NVML's counter), ``None`` where it does not say.
+
+    `parent` is the uuid of the GPU that this is a MIG slice of; a slice has its parent's index, and
+    its health, power and energy are the parent's. `mps`: processes share it through the MPS server.
     """
 
     uuid: str
@@ -214,16 +217,8 @@ class GpuStatus:
     health: GpuHealth = GpuHealth()
     lost: bool = False
     problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Risk:
-    """A GPU's chance of failing within `horizon_s`, with its evidence in plain sentences."""
-
-    gpu_uuid: str
-    level: RiskLevel
-    horizon_s: float
-    evidence: tuple[str, ...] = ()
+    parent: str | None = None
+    mps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +272,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class GpuView:
-    """A GPU as a decision sees it; `foreign_bytes` is memory of processes that hold no lease."""
+    """A GPU as a decision sees it; `foreign_bytes` is memory of processes that hold no lease.
+
+    A `whole` one (a MIG slice) is leased to one kernel at a time, with all that it has.
+    """
 
     uuid: str
     index: int
@@ -287,6 +285,7 @@ class GpuView:
     cordoned: bool = False
     lost: bool = False
     risk: RiskLevel = RiskLevel.NONE
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ def choose_backend(
     simulated_count: int = 2,
     simulated_memory_bytes: int = 512 * MIB,
     simulated_persist: str | os.PathLike[str] | None = None,
+    torch_device: str = "cuda",
 ) -> tuple[DeviceBackend, str]:
     """Return the GPUs to use, and a sentence that says which they are and why.
 
@@ -33,6 +34,8 @@ def choose_backend(
         Number of simulated GPUs and the memory of each.
     simulated_persist
         File that keeps the scripted health of simulated GPUs over a restart.
+    torch_device
+        Type of torch device that the GPUs which NVML lists are in a kernel.
 
     Raises
     ------
@@ -47,7 +50,7 @@ def choose_backend(
         )
     why = "Simulated GPUs were asked for"
     if backend != "simulated":
-        real = NvmlGpus()
+        real = NvmlGpus(torch_device=torch_device)
         why = _why_not(real)
         if not why:
             return real, _sentence(real)

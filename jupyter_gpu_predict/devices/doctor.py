@@ -17,7 +17,6 @@ from typing import Any
 from ..errors import CheckpointFailedError, DeviceError
 from .cuda_checkpoint import CudaCheckpoint
 from .nvml import REMEDY, NvmlGpus
-from .visible import visible_uuids
 
 MIN_NVIDIA_ML_PY = (12, 560)
 MIN_TORCH = (2, 12)
@@ -54,11 +53,15 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class _Driver:
-    """What NVML says: `uuids` in its order, of every GPU, hidden or not."""
+    """What NVML says of every GPU or slice, hidden or not.
+
+    `entries` are those that each entry of ``CUDA_VISIBLE_DEVICES`` stands for.
+    """
 
     version: str
     cuda: tuple[int, int] | None
     uuids: tuple[str, ...]
+    entries: list[list[str]]
 
 
 def check_devices(*, python: str = sys.executable, torch_timeout_s: float = 60.0) -> list[Check]:
@@ -103,7 +106,7 @@ def check_checkpoint(checkpoints: CudaCheckpoint) -> Check:
     # This process uses no CUDA, which is what is told where nothing stands against it.
     if found.refusal is None or found.refusal.why == "no_cuda":
         detail = f"Driver {found.driver_version} has it (asked through {found.way})."
-        return Check(CHECKPOINT, True, f"{detail} Not used yet.")
+        return Check(CHECKPOINT, True, detail)
     return Check(CHECKPOINT, False, found.refusal.message, "Memory is taken back in place.")
 
 
@@ -150,7 +153,12 @@ def _check_nvml(gpus: NvmlGpus) -> tuple[Check, _Driver | None]:
         detail = f"NVML does not answer: {reason}."
         return Check(name, None if absent else False, detail, "" if absent else REMEDY), None
     statuses = gpus.read()
-    driver = _Driver(gpus.driver_version, gpus.cuda_version, tuple(s.uuid for s in statuses))
+    driver = _Driver(
+        gpus.driver_version,
+        gpus.cuda_version,
+        tuple(s.uuid for s in statuses),
+        gpus.visible(os.environ.get("CUDA_VISIBLE_DEVICES")),
+    )
     faults = [f"{s.name} {s.index}: {problem}" for s in statuses for problem in s.problems]
     cuda = "unknown" if driver.cuda is None else f"{driver.cuda[0]}.{driver.cuda[1]}"
     detail = f"Driver {driver.version}, CUDA up to {cuda}, {len(statuses)} GPU(s)."
@@ -276,10 +284,10 @@ def _check_visible(driver: _Driver | None) -> Check:
         return Check(name, None, "There are no NVIDIA GPUs to be visible.")
     if setting is None:
         return Check(name, True, "Not set: every GPU is used.")
-    allowed = visible_uuids(driver.uuids, setting)
+    allowed = [uuid for entry in driver.entries for uuid in entry]
     wanted = [part for part in setting.split(",") if part.strip()]
     detail = f"{setting!r} allows {len(allowed)} of {len(driver.uuids)} GPU(s)."
-    if allowed and len(allowed) == len(wanted):
+    if allowed and len(driver.entries) == len(wanted):
         return Check(name, True, detail)
     known = ", ".join(driver.uuids)
     return Check(name, False, detail, f"Unset it, or name GPUs that there are: {known}.")

@@ -6,16 +6,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from ..core.model import GpuHealth, GpuStatus
 from ..errors import ConflictError, DeviceError, NotFoundError
+from .mps import daemon_runs, limits
 from .nvml_listing import Listing, let_go, list_gpus
+from .nvml_mig import read_slice, shown
 from .nvml_reading import DriverGoneError, KnownGpu, lost_status, read_gpu
-from .patience import NoAnswerYetError, PatientCall
-from .visible import visible_uuids
+from .patience import NoAnswerYetError, Patience, PatientCall
 
 UNREADABLE = "unreadable-"
 """Beginning of the made-up uuid of a GPU that does not tell its own."""
@@ -26,34 +27,12 @@ REMEDY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long NVML is waited for, in seconds.
-
-    Attributes
-    ----------
-    start_s
-        For the driver to load and list its GPUs; without persistence mode that takes seconds.
-    answer_s
-        For all GPUs to answer one reading, before their last values are shown instead.
-    lost_s
-        Until a GPU that does not answer at all is taken for lost.
-    retry_s
-        Between attempts to find the driver or a lost GPU again.
-    """
-
-    start_s: float = 30.0
-    answer_s: float = 2.0
-    lost_s: float = 30.0
-    retry_s: float = 10.0
-
-
 class NvmlGpus:
     """The GPUs that the NVIDIA driver lists and ``CUDA_VISIBLE_DEVICES`` allows.
 
     NVML is loaded by `start`, or by the first `read`. A value that cannot be read is ``None``; a
     GPU or a driver that is gone makes its GPUs lost, with the reason among their problems, until
-    the driver lists them again.
+    the driver lists them again. In place of a GPU in MIG mode stand its slices.
 
     Parameters
     ----------
@@ -63,10 +42,12 @@ class NvmlGpus:
         Gives the present time in seconds since the epoch.
     environ
         Environment whose ``CUDA_VISIBLE_DEVICES`` counts; by default this process's.
+    torch_device
+        Type of torch device that these GPUs are in a kernel.
 
     Notes
     -----
-    Every method may be called from any thread. MIG slices are not told apart.
+    Every method may be called from any thread.
     """
 
     name = "nvml"
@@ -78,7 +59,9 @@ class NvmlGpus:
         *,
         clock: Callable[[], float] = time.time,
         environ: Mapping[str, str] | None = None,
+        torch_device: str = "cuda",
     ) -> None:
+        self.torch_device = torch_device
         self._patience = patience or Patience()
         self._clock = clock
         self._environ = os.environ if environ is None else environ
@@ -92,6 +75,8 @@ class NvmlGpus:
         self._cuda: tuple[int, int] | None = None
         self._known: dict[str, KnownGpu] = {}
         self._last: dict[str, GpuStatus] = {}
+        self._shown: dict[str, GpuStatus] = {}
+        self._listed: Listing | None = None
         self._calls: dict[str, PatientCall[GpuStatus]] = {}
         self._listing: PatientCall[Listing] = PatientCall("nvml-start")
         self._looking: PatientCall[Listing] = PatientCall("nvml-look")
@@ -129,7 +114,7 @@ class NvmlGpus:
         """Return the present state of every GPU, a lost one included; never raises."""
         with self._lock:
             if self._up:
-                self._look_for_lost()
+                self._look_for_changes()
             if not self._up and time.monotonic() >= self._retry_at_s:
                 self._try_start()
             if self._up and (gone := self._ask_all()) is not None:
@@ -141,11 +126,23 @@ class NvmlGpus:
                     self._retry_at_s = time.monotonic() + self._patience.retry_s
             if not self._up:
                 self._last = {uuid: self._without_driver(g) for uuid, g in self._known.items()}
-            elif not any(status.lost for status in self._last.values()):
+            elif not any(status.lost for status in self._last.values()) and all(
+                gpu.cut is None for gpu in self._known.values()
+            ):
                 self._look_again_s = None
             elif self._look_again_s is None:
                 self._look_again_s = time.monotonic() + self._patience.retry_s
-            return tuple(sorted(self._last.values(), key=lambda status: status.index))
+            mps = daemon_runs(self._environ)
+            found = sorted(shown(self._known, self._last), key=lambda status: status.index)
+            self._shown = {
+                status.uuid: replace(status, mps=(status.mps or mps) and not status.lost)
+                for status in found
+            }
+            return tuple(self._shown.values())
+
+    def visible(self, setting: str | None) -> list[list[str]]:
+        """Return those last listed that each entry of such a ``CUDA_VISIBLE_DEVICES`` allows."""
+        return [] if self._listed is None else self._listed.visible(setting)
 
     def account(self, memory: Mapping[str, Mapping[int, int]]) -> None:
         """Do nothing: the memory of real GPUs is measured."""
@@ -166,8 +163,8 @@ class NvmlGpus:
             "real GPU. Use GpuPredict.device_backend = 'simulated' to script health."
         )
 
-    def environment(self, uuid: str) -> dict[str, str]:
-        """Return ``CUDA_VISIBLE_DEVICES`` for one GPU.
+    def environment(self, uuid: str, lease_bytes: int = 0) -> dict[str, str]:
+        """Return ``CUDA_VISIBLE_DEVICES`` for one GPU or slice and, under MPS, the lease's limits.
 
         Raises
         ------
@@ -175,7 +172,11 @@ class NvmlGpus:
             If there is no such GPU.
         """
         self._find(uuid)
-        return {"CUDA_VISIBLE_DEVICES": uuid}
+        status = self._shown.get(uuid)
+        held = (
+            limits(lease_bytes, status.total_bytes, self._environ) if status and status.mps else {}
+        )
+        return {"CUDA_VISIBLE_DEVICES": uuid, **held}
 
     def close(self) -> None:
         """Let NVML go; a later `read` loads it again."""
@@ -187,8 +188,8 @@ class NvmlGpus:
 
     def _find(self, uuid: str) -> KnownGpu:
         gpu = self._known.get(uuid)
-        if gpu is None:
-            names = ", ".join(self._known) or "none"
+        if gpu is None or (self._shown and uuid not in self._shown):
+            names = ", ".join(self._shown or self._known) or "none"
             raise NotFoundError(f"There is no GPU {uuid!r}: the GPUs are {names}.")
         return gpu
 
@@ -248,8 +249,8 @@ class NvmlGpus:
         let_go(listing.nvml, ())
         return listing
 
-    def _look_for_lost(self) -> None:
-        """Now and then, see whether the driver lists a lost GPU again."""
+    def _look_for_changes(self) -> None:
+        """Now and then, see whether the driver lists a lost GPU again, or another cut of one."""
         if self._looking.asked:
             try:
                 listing = self._looking.wait(0.0)
@@ -276,17 +277,26 @@ class NvmlGpus:
     def _adopt(self, listing: Listing) -> None:
         """Take over a list; what was known of a GPU before stays known."""
         setting = self._environ.get("CUDA_VISIBLE_DEVICES")
-        allowed = visible_uuids([gpu.uuid for gpu in listing.gpus], setting)
+        allowed = listing.allowed(setting)
+        self._listed = listing
         self._driver, self._cuda = listing.driver, listing.cuda
         self._known = {u: g for u, g in self._known.items() if not u.startswith(UNREADABLE)}
         self._last = {u: s for u, s in self._last.items() if u in self._known}
-        missing = [gpu for uuid, gpu in self._known.items() if uuid not in allowed]
-        for gpu in listing.gpus:
+        unsure = {index for index, _ in listing.unreadable}
+        missing = [
+            gpu
+            for uuid, gpu in self._known.items()
+            if uuid not in allowed and not (gpu.index in unsure and self._answers(gpu))
+        ]
+        for gpu in (*listing.gpus, *listing.parts):
             if gpu.uuid not in allowed:
                 continue
             old = self._known.get(gpu.uuid)
+            if old is not None:
+                gpu.switched = bool(gpu.cut) and (old.switched or not old.cut)
             if old is not None and old.handle is not None:
-                old.index = gpu.index
+                old.index, old.slot, old.shares = gpu.index, gpu.slot, gpu.shares
+                old.cut, old.switched = gpu.cut, gpu.switched
                 continue
             if old is not None:
                 gpu.xids, gpu.uncontained = old.xids, old.uncontained
@@ -297,13 +307,17 @@ class NvmlGpus:
             self._void(gpu)
             self._last[gpu.uuid] = lost_status(gpu, "The driver does not list the GPU any more.")
         for index, reason in listing.unreadable:
-            silent = next((gpu for gpu in missing if gpu.index == index), None)
-            if silent is None and setting is None:
+            silent = [gpu for gpu in missing if gpu.index == index]
+            if setting is None and all(gpu.index != index for gpu in self._known.values()):
                 # Without its uuid it can be shown, and never be leased.
-                silent = KnownGpu(f"{UNREADABLE}{index}", index, "NVIDIA GPU")
-                self._known[silent.uuid] = silent
-            if silent is not None:
-                self._last[silent.uuid] = lost_status(silent, f"The GPU does not answer: {reason}.")
+                silent = [KnownGpu(f"{UNREADABLE}{index}", index, "NVIDIA GPU")]
+                self._known[silent[0].uuid] = silent[0]
+            for gpu in silent:
+                self._last[gpu.uuid] = lost_status(gpu, f"The GPU does not answer: {reason}.")
+
+    def _answers(self, gpu: KnownGpu) -> bool:
+        last = self._last.get(gpu.uuid)
+        return gpu.handle is not None and last is not None and not last.lost
 
     def _hangs(self) -> bool:
         return self._looking.hangs or any(call.hangs for call in self._calls.values())
@@ -335,7 +349,11 @@ class NvmlGpus:
         nvml, clock = self._nvml, self._clock
         asked = [gpu for gpu in self._known.values() if gpu.handle is not None]
         for gpu in asked:
-            self._calls[gpu.uuid].start(partial(read_gpu, nvml, gpu, clock))
+            self._calls[gpu.uuid].start(
+                partial(read_gpu, nvml, gpu, clock)
+                if gpu.parent is None
+                else partial(read_slice, nvml, gpu)
+            )
         deadline_s = time.monotonic() + self._patience.answer_s
         gone: str | None = None
         for gpu in asked:
@@ -357,7 +375,14 @@ class NvmlGpus:
         """Return the values last read, or none, of a GPU that is not known to be lost."""
         last = self._last.get(gpu.uuid)
         if last is None or last.lost:
-            return GpuStatus(gpu.uuid, gpu.index, gpu.name, gpu.total_bytes, simulated=False)
+            return GpuStatus(
+                gpu.uuid,
+                gpu.index,
+                gpu.name,
+                gpu.total_bytes,
+                simulated=False,
+                parent=gpu.parent,
+            )
         return last
 
     def _silent(self, gpu: KnownGpu, waited_s: float) -> GpuStatus:

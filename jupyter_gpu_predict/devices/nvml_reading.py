@@ -28,7 +28,13 @@ class GpuGoneError(Exception):
 
 @dataclass(slots=True)
 class KnownGpu:
-    """A GPU that was listed once; `handle` is void whenever the driver went away."""
+    """A GPU that was listed once; `handle` is void whenever the driver went away.
+
+    `cut` is ``None`` for one that knows no MIG mode, else whether it is in that mode, and
+    `switched` that it was not when it was first listed. A MIG slice has the uuid of its GPU as
+    `parent`, and that one's handle, its `slot` among the slices there, and `shares`, the number of
+    slices that share one memory.
+    """
 
     uuid: str
     index: int
@@ -39,6 +45,11 @@ class KnownGpu:
     watched: bool = False
     uncontained: int = 0
     xids: tuple[XidEvent, ...] = ()
+    cut: bool | None = None
+    switched: bool = False
+    parent: str | None = None
+    slot: int = 0
+    shares: int = 1
 
 
 class Asking:
@@ -82,8 +93,8 @@ class Asking:
                 self.problems.append(self.sentence(what, function, error))
         return None
 
-    def newest(self, what: str, newer: tuple[Any, ...], older: tuple[Any, ...]) -> Any:
-        """Return what `newer` says, or `older` where the library does not know it.
+    def newest(self, what: str, newer: tuple[Any, ...], older: tuple[Any, ...] | None) -> Any:
+        """Return what `newer` says, or `older` (``None``: nothing) where that is not known.
 
         Both are the name of a function and its arguments.
         """
@@ -93,7 +104,7 @@ class Asking:
             if error.value not in self._outdated:
                 self.problems.append(self.sentence(what, newer[0], error))
                 return None
-        return self.ask(what, *older)
+        return None if older is None else self.ask(what, *older)
 
     def call(self, function: str, *args: Any) -> Any:
         """Return ``nvml.function(*args)``; raises what it raises, or that there is no use."""
@@ -148,18 +159,23 @@ def lost_status(gpu: KnownGpu, reason: str, problems: Iterable[str] = ()) -> Gpu
         health=GpuHealth(xids=gpu.xids, ecc_uncontained=gpu.uncontained or None),
         lost=True,
         problems=(reason, *problems),
+        parent=gpu.parent,
     )
 
 
 def _values(asking: Asking, gpu: KnownGpu) -> GpuStatus:
     nvml, handle = asking.nvml, gpu.handle
-    used_bytes = _memory(asking, gpu)
-    load = asking.ask("utilization", "nvmlDeviceGetUtilizationRates", handle)
+    used_bytes, load, use = None, None, Use()
+    if not gpu.cut:
+        # What a GPU that is cut into slices says of its use is the sum of theirs, if it says any.
+        used_bytes = memory(asking, gpu, handle)
+        load = asking.ask("utilization", "nvmlDeviceGetUtilizationRates", handle)
+        use = processes(asking, handle)
     temperature = asking.ask(
         "temperature", "nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU
     )
     power_mw = asking.ask("power", "nvmlDeviceGetPowerUsage", handle)
-    processes = _processes(asking, handle)
+    energy_mj = asking.ask("energy", "nvmlDeviceGetTotalEnergyConsumption", handle)
     health = _health(asking, gpu, temperature)
     return GpuStatus(
         uuid=gpu.uuid,
@@ -171,18 +187,20 @@ def _values(asking: Asking, gpu: KnownGpu) -> GpuStatus:
         utilization=None if load is None else load.gpu / 100,
         temperature_c=health.temperature_c,
         power_w=None if power_mw is None else power_mw / 1000,
-        processes=processes,
+        energy_j=None if energy_mj is None else energy_mj / 1000,
+        processes=use.processes,
         health=health,
         problems=tuple(asking.problems),
+        mps=use.mps,
     )
 
 
-def _memory(asking: Asking, gpu: KnownGpu) -> int | None:
-    """Return the bytes in use, and bring the GPU's total up to date."""
+def memory(asking: Asking, gpu: KnownGpu, handle: Any) -> int | None:
+    """Return the bytes in use by `handle`, and bring the GPU's total up to date."""
     info = asking.newest(
         "memory in use",
-        ("nvmlDeviceGetMemoryInfo", gpu.handle, asking.nvml.nvmlMemory_v2),
-        ("nvmlDeviceGetMemoryInfo", gpu.handle),
+        ("nvmlDeviceGetMemoryInfo", handle, asking.nvml.nvmlMemory_v2),
+        ("nvmlDeviceGetMemoryInfo", handle),
     )
     if info is None:
         if not asking.problems:
@@ -193,18 +211,35 @@ def _memory(asking: Asking, gpu: KnownGpu) -> int | None:
     return int(info.used)
 
 
-def _processes(asking: Asking, handle: Any) -> tuple[tuple[int, int], ...]:
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Who is at work on a GPU: ``(pid, bytes)`` each, and whether some of them share it by MPS."""
+
+    processes: tuple[tuple[int, int], ...] = ()
+    mps: bool = False
+
+
+def processes(asking: Asking, handle: Any) -> Use:
+    """Return the processes that hold memory of a GPU or of a slice."""
     listed = asking.newest(
         "list of processes",
         ("nvmlDeviceGetComputeRunningProcesses_v3", handle),
         ("nvmlDeviceGetComputeRunningProcesses_v2", handle),
     )
+    # Older drivers have no such list; there the MPS server's pid file tells that it runs.
+    through_mps = asking.newest(
+        "list of processes under MPS", ("nvmlDeviceGetMPSComputeRunningProcesses_v3", handle), None
+    )
     found: dict[int, int] = {}
-    for process in listed or ():
-        if process.usedGpuMemory is None:
-            asking.problems.append(f"The memory of process {process.pid} is not reported.")
-        found[process.pid] = found.get(process.pid, 0) + (process.usedGpuMemory or 0)
-    return tuple(sorted(found.items()))
+    for part in (listed or (), through_mps or ()):
+        own: dict[int, int] = {}
+        for process in part:
+            if process.usedGpuMemory is None:
+                asking.problems.append(f"The memory of process {process.pid} is not reported.")
+            own[process.pid] = own.get(process.pid, 0) + (process.usedGpuMemory or 0)
+        # One that stands in both lists holds its memory once.
+        found |= {pid: max(size, found.get(pid, 0)) for pid, size in own.items()}
+    return Use(tuple(sorted(found.items())), bool(through_mps))
 
 
 def _health(asking: Asking, gpu: KnownGpu, temperature: int | None) -> GpuHealth:

@@ -5,9 +5,32 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long NVML is waited for, in seconds.
+
+    Attributes
+    ----------
+    start_s
+        For the driver to load and list its GPUs; without persistence mode that takes seconds.
+    answer_s
+        For all GPUs to answer one reading, before their last values are shown instead.
+    lost_s
+        Until a GPU that does not answer at all is taken for lost.
+    retry_s
+        Between attempts to find the driver or a lost GPU again.
+    """
+
+    start_s: float = 30.0
+    answer_s: float = 2.0
+    lost_s: float = 30.0
+    retry_s: float = 10.0
 
 
 class NoAnswerYetError(Exception):

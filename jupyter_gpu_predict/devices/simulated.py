@@ -63,6 +63,7 @@ class SimulatedGpus:
 
     name = "simulated"
     simulated = True
+    torch_device = "simulated"
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class SimulatedGpus:
             self._health[uuid] = state
             return state.health
 
-    def environment(self, uuid: str) -> dict[str, str]:
+    def environment(self, uuid: str, lease_bytes: int = 0) -> dict[str, str]:
         """Return the variable that tells a kernel's agent which simulated GPU is its own.
 
         Raises

@@ -44,3 +44,14 @@ class Paths:
     def database_url(self) -> str:
         """Default database of traces and leases."""
         return f"sqlite:///{self.data / 'state.db'}"
+
+
+def notebook_path(session_name: str | None, root_dir: str) -> str | None:
+    """Return the notebook of a kernel as a path of the contents API.
+
+    Jupyter names the session by the notebook's path on disk.
+    """
+    if not session_name:
+        return None
+    path = os.path.relpath(os.path.join(root_dir, session_name), root_dir)
+    return session_name if path.startswith("..") else path

@@ -33,7 +33,7 @@ def reduce_tensor(pickler: SnapshotPickler, tensor: Any) -> Any:
     plain = (
         kind in (torch.Tensor, torch.nn.Parameter)
         and tensor.layout == torch.strided
-        and tensor.device.type in ("cpu", "cuda")
+        and _has_memory(tensor.device.type)
         and not tensor.is_quantized
         and not tensor.is_conj()
         and not tensor.is_neg()
@@ -65,7 +65,7 @@ def reduce_storage(pickler: SnapshotPickler, storage: Any) -> Any:
             if found is not None:
                 return RebuildTensors.storage_over_array, (*found, nbytes)
         context.storage_ranges[storage._cdata] = (storage.data_ptr(), nbytes, storage)
-    elif storage.device.type != "cuda":
+    elif not _has_memory(storage.device.type):
         pickler.refuse(storage, f"its memory is on device {device}, which cannot be read here")
     if nbytes <= IN_BAND_BYTES:
         return RebuildTensors.small_storage, (bytes(read_storage(storage)), device)
@@ -90,14 +90,27 @@ def reduce_optimizer(pickler: SnapshotPickler, optimizer: Any) -> Any:
 
 
 def read_storage(storage: Any) -> memoryview:
-    """Return the bytes of a storage, copied to the host where it is on a device."""
+    """Return the bytes of a storage, copied to the host where it is on a device.
+
+    What was taken back from a device lies on the host already (`kernel.offload`), and is read there
+    even if the device is lost.
+    """
     if storage.device.type != "cpu":
-        storage = storage.cpu()
+        region = getattr(storage, "_jupyter_gpu_region", None)
+        if region is None or not region.holds(storage.data_ptr()):
+            storage = storage.cpu()
     memory = raw_memory(storage.data_ptr(), storage.nbytes())
     if memory.nbytes:
         carrier: Any = memory.obj
         carrier._owner = storage  # a host copy has to live as long as the view of it
     return memory
+
+
+def _has_memory(device_type: str) -> bool:
+    """Whether torch has an allocator for that type of device, whose memory it copies."""
+    return device_type == "cpu" or hasattr(
+        getattr(loaded("torch"), device_type, None), "memory_allocated"
+    )
 
 
 def _reduce_other(tensor: Any, extras: dict[str, Any]) -> Any:

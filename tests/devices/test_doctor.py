@@ -11,6 +11,7 @@ import pytest
 
 from jupyter_gpu_predict.devices import doctor
 from jupyter_gpu_predict.devices.doctor import check_devices
+from jupyter_gpu_predict.devices.visible import visible_groups
 
 NAMES = [
     "NVIDIA driver",
@@ -34,7 +35,7 @@ def fake_python(folder: Path, version: str, answer: str) -> str:
 
 
 def torch_checks(python: str, timeout_s: float = 30.0, **driver: Any) -> list[doctor.Check]:
-    known = doctor._Driver(**driver) if driver else None
+    known = doctor._Driver(**driver, entries=[]) if driver else None
     return doctor._check_torch(python, timeout_s, known)
 
 
@@ -130,7 +131,8 @@ def test_visible_gpus(monkeypatch: pytest.MonkeyPatch, setting: str | None, ok: 
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-    known = doctor._Driver("580.1", None, ("GPU-0", "GPU-1"))
+    uuids = ("GPU-0", "GPU-1")
+    known = doctor._Driver("580.1", None, uuids, visible_groups(uuids, setting))
     check = doctor._check_visible(known)
     assert check.ok is ok
     assert ("GPU-0, GPU-1" in check.remedy) is not ok

@@ -40,9 +40,12 @@ def test_healthy_gpus_say_everything(nvml: Any) -> None:
         "utilization": 0.37,
         "temperature_c": 55.0,
         "power_w": 125.5,
+        "energy_j": 7250.5,
         "processes": [[100, 4096], [101, 8192]],
         "lost": False,
         "problems": [],
+        "parent": None,
+        "mps": False,
     }
     assert health == {
         "ecc_corrected": 3,
@@ -68,6 +71,7 @@ def test_healthy_gpus_say_everything(nvml: Any) -> None:
         ("nvmlDeviceGetUtilizationRates", "utilization"),
         ("nvmlDeviceGetTemperature", "temperature_c"),
         ("nvmlDeviceGetPowerUsage", "power_w"),
+        ("nvmlDeviceGetTotalEnergyConsumption", "energy_j"),
         ("nvmlDeviceGetMemoryInfo_v2", "used_bytes"),
     ],
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from emulators.accelerator import Devices, NoCompilerError, Worker, build
+from emulators.accelerator import Devices, Worker
 
 # Whichever test comes first builds the library.
 pytestmark = pytest.mark.timeout(600)
@@ -15,11 +15,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    try:
-        build()
-    except NoCompilerError as error:
-        pytest.skip(str(error))
+def worker(accelerator: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     ledger = tmp_path_factory.mktemp("memory") / "ledger"
     with Worker(Devices(ledger, (256 * MIB, 256 * MIB), poison=True)) as process:
         yield process

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from emulators.accelerator import Devices, NoCompilerError, Worker, build
+from emulators.nvml import stub_nvml
 
 # Whichever test comes first builds the library.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("accelerator")]
 
 MIB = 1 << 20
 _held: dict[str, Any] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library() -> Path:
-    try:
-        return build()
-    except NoCompilerError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -35,24 +26,17 @@ def devices(tmp_path: Path) -> Devices:
 
 
 @pytest.fixture(scope="module")
-def stub(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, Path]:
-    source = Path(__file__).parent / "nvml" / "stub_nvml.py"
-    spec = importlib.util.spec_from_file_location("stub_nvml_of_accelerator", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    built = module.build(tmp_path_factory.mktemp("nvml"))
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = stub_nvml.build(tmp_path_factory.mktemp("nvml"))
     if built is None:
         pytest.skip("no C compiler (cc) to build the stub NVML library with")
-    return module, built
+    return built
 
 
 @pytest.fixture
-def nvml(stub: tuple[ModuleType, Path], tmp_path: Path, devices: Devices) -> Iterator[Any]:
-    module, built = stub
-    reader = module.StubNvml(built, tmp_path)
-    reader.set(devices.nvml_values(module.HEALTHY))
+def nvml(stub: Path, tmp_path: Path, devices: Devices) -> Iterator[Any]:
+    reader = stub_nvml.StubNvml(stub, tmp_path)
+    reader.set(devices.nvml_values(stub_nvml.HEALTHY))
     yield reader
     reader.close()
 
@@ -192,7 +176,7 @@ def test_a_forked_child_cannot_use_the_device_and_leaves_its_parents_account_alo
 def test_a_process_sees_what_cuda_visible_devices_lists(tmp_path: Path) -> None:
     devices = Devices(tmp_path / "ledger", (256 * MIB, 256 * MIB), context_bytes=30 * MIB)
     with (
-        Worker(devices, ["GPU-1"]) as second,
+        Worker(devices, [devices.uuids[1]]) as second,
         Worker(devices, [1, 0]) as turned,
         Worker(devices, []) as none,
     ):

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from emulators.accelerator import Devices, NoCompilerError, Worker, build
+from emulators.accelerator import Worker
 
 # Whichever test comes first builds the library.
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    try:
-        build()
-    except NoCompilerError as error:
-        pytest.skip(str(error))
-    ledger = tmp_path_factory.mktemp("training") / "ledger"
-    with Worker(Devices(ledger, (1 << 30, 1 << 30))) as process:
-        yield process
 
 
 def _train(device: str, steps: int, foreach: bool, autocast: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .rules import assess
+from .rules import Risk, assess
 from .tables import RECOVERY_ACTIONS, RiskRules
 
-__all__ = ["RECOVERY_ACTIONS", "RiskRules", "assess"]
+__all__ = ["RECOVERY_ACTIONS", "Risk", "RiskRules", "assess"]

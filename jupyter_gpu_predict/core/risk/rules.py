@@ -11,8 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...errors import BadInputError
-from ..model import GpuStatus, Risk, RiskLevel
+from ..model import GpuStatus, RiskLevel
 from .tables import HARD_XIDS, IGNORED_XIDS, RECOVERY_ACTIONS, SOFT_XIDS, RiskRules
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """A GPU's chance of failing within `horizon_s`, with its evidence in plain sentences."""
+
+    gpu_uuid: str
+    level: RiskLevel
+    horizon_s: float
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

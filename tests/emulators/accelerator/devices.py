@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 _HEADER = struct.Struct("<QQ48x")
-_RECORD = struct.Struct("<QQQQ")
+_STATES = ("running", "locked", "checkpointed")
+_RECORD = struct.Struct("<8Q")
 VARIABLES = "EMULATED_ACCELERATOR_"
 
 
@@ -50,7 +52,7 @@ class Devices:
     @property
     def uuids(self) -> tuple[str, ...]:
         """UUID of each device, as the stub NVML library gives them."""
-        return tuple(f"GPU-{i}" for i in range(len(self.capacities)))
+        return tuple(map(uuid_of, range(len(self.capacities))))
 
     def environ(
         self, base: Mapping[str, str] | None = None, visible: Sequence[int | str] | None = None
@@ -73,14 +75,36 @@ class Devices:
 
     def holders(self, device: int) -> dict[int, int]:
         """Bytes of `device` that each living process holds, by pid."""
-        if not self.ledger.exists():
-            return {}
-        data = self.ledger.read_bytes()
         return {
             pid: held
-            for pid, started, index, held in _RECORD.iter_unpack(data[_HEADER.size :])
-            if index == device and pid and _started(pid) == started
+            for pid, index, held, state, _ in self._records()
+            if index == device and _STATES[state] != "checkpointed"
         }
+
+    def state(self, pid: int) -> str | None:
+        """What the driver does with a process: ``"running"``, ``"locked"``, ``"checkpointed"``.
+
+        ``None`` if it has not used a device.
+        """
+        return next((_STATES[state] for p, _, _, state, _ in self._records() if p == pid), None)
+
+    def saved(self, pid: int) -> int:
+        """Bytes that the driver took off the devices and keeps for a process."""
+        return sum(saved for p, _, _, _, saved in self._records() if p == pid)
+
+    def _records(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield pid, device, bytes, state and saved bytes of what living processes hold."""
+        data = b""
+        if self.ledger.exists():
+            with self.ledger.open("rb") as file:
+                # Two records that were not true at the same time would make a wrong sum.
+                fcntl.flock(file, fcntl.LOCK_SH)
+                data = file.read()
+        for pid, started, _, device, held, state, saved, _ in _RECORD.iter_unpack(
+            data[_HEADER.size :]
+        ):
+            if pid and _started(pid) == started:
+                yield pid, device, held, state, saved
 
     def used(self, device: int) -> int:
         """Bytes of `device` that all living processes hold."""
@@ -88,8 +112,6 @@ class Devices:
 
     def set_lost(self, device: int, lost: bool = True) -> None:
         """Let `device` fall off the bus for every process, or bring it back."""
-        import fcntl
-
         with self.ledger.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             magic, mask = _HEADER.unpack(file.read(_HEADER.size))
@@ -119,11 +141,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     if wanted is not None:
         visible = []
         for entry in filter(None, map(str.strip, wanted.split(","))):
-            number = entry.removeprefix("GPU-")
+            numbers = [i for i in range(len(capacities)) if _names(entry, i)]
             # CUDA takes no notice of what follows an entry it does not know.
-            if not number.isdigit() or int(number) >= len(capacities):
+            if len(numbers) != 1:
                 break
-            visible.append(int(number))
+            visible += numbers
     return Settings(
         ledger=environ.get(VARIABLES + "LEDGER"),
         ledger_devices=tuple(visible),
@@ -131,6 +153,18 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         context_bytes=int(environ.get(VARIABLES + "CONTEXT_BYTES", "0")),
         poison=environ.get(VARIABLES + "POISON", "0") == "1",
     )
+
+
+def uuid_of(device: int) -> str:
+    """Return the UUID of a device, in the form that a driver gives."""
+    return f"GPU-e{device:07x}-0000-4000-8000-{device:012x}"
+
+
+def _names(entry: str, device: int) -> bool:
+    # A UUID may be cut short as long as it fits one device only.
+    if entry.startswith("GPU-"):
+        return uuid_of(device).startswith(entry)
+    return entry == str(device)
 
 
 def _started(pid: int) -> int:

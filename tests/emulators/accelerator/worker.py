@@ -73,11 +73,13 @@ class Worker:
         try:
             good, *answer = self._connection.recv()
         except (EOFError, ConnectionResetError):
-            code = self.process.wait(10)
-            raise FailedInWorkerError("exit", f"the worker ended with {code}") from None
+            raise FailedInWorkerError("exit", f"the worker ended{self._how()}") from None
         if not good:
             raise FailedInWorkerError(*answer)
         return answer[0]
+
+    def _how(self) -> str:
+        return f" with {self.process.wait(10)}"
 
     def running(self) -> bool:
         """Whether the function that was started still runs."""
@@ -125,7 +127,11 @@ def main() -> None:
     # This folder must not hide packages of the same names.
     sys.path.pop(0)
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    connection = Connection(int(sys.argv[1]))
+    serve(Connection(int(sys.argv[1])))
+
+
+def serve(connection: Connection) -> None:
+    """Run what the other side of `connection` asks for until it closes."""
     known: dict[str, ModuleType] = {}
     while True:
         try:

@@ -1,7 +1,10 @@
 /* A stand-in for libcuda.so.1 with the driver's checkpoint calls; no GPU is touched.
  *
- * Its processes are real ones, their CUDA state is a fiction that stands in the text file which
- * CUDA_STUB_STATE names, one "key value" a line, read and written by every call under a lock:
+ * Its processes are real ones. Those that use the emulated accelerator, whose ledger NVML's file
+ * names, it really locks, and a checkpoint takes their memory out of the ledger; what they hold
+ * stays where it is in host memory. Of others the CUDA state is a fiction that stands in the text
+ * file which CUDA_STUB_STATE names, one "key value" a line, read and written by every call under a
+ * lock. The faults below can be scripted for both:
  *
  *   cuda 13000                       version of the driver
  *   error.init CODE                  cuInit answers CODE
@@ -21,37 +24,19 @@
  * checkpoint takes the process off the list there, a restore puts it back, on any GPU of the map.
  * Every call is added to CUDA_STUB_STATE.log as "CALL P CODE".
  *
- * What the real driver does beyond that is not here: no memory is copied, contexts do not exist.
+ * What the real driver does beyond that is not here: no memory is copied, contexts do not exist, and
+ * a lock does not wait for an operation that is under way.
  */
-#include "tables.h"
+#include "accelerator.h"
 
 #include <errno.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
-enum {
-  OK = 0,
-  INVALID_VALUE = 1,
-  OUT_OF_MEMORY = 2,
-  NOT_INITIALIZED = 3,
-  OPERATING_SYSTEM = 304,
-  ILLEGAL_STATE = 401,
-  NOT_FOUND = 500,
-  NOT_READY = 600,
-  NOT_SUPPORTED = 801,
-};
 static const char *const STATES[] = {"running", "locked",        "checkpointed",
                                      "failed",  "checkpointing", "restoring"};
 
-#define MAX_GPUS 16
-typedef struct { unsigned char bytes[16]; } uuid_t;
-typedef struct { uuid_t from, to; } pair_t;
 typedef struct { unsigned timeout_ms, reserved0; uint64_t reserved1[7]; } lock_args_t;
-typedef struct { pair_t *pairs; unsigned count; char reserved[52]; } restore_args_t;
 
 static int started;
 
@@ -72,105 +57,33 @@ static void pause_ms(long long ms) {
   while (nanosleep(&pause, &pause) == -1 && errno == EINTR) {}
 }
 
-/* ---- memory ------------------------------------------------------------------------------- */
-
-static char *of_gpu(int gpu, const char *name) {
-  char key[96];
-  snprintf(key, sizeof key, "gpu.%d.%s", gpu, name);
-  return look_up(&nvml, key);
-}
-
-static void set_gpu(int gpu, const char *name, const char *value) {
-  char key[96];
-  snprintf(key, sizeof key, "gpu.%d.%s", gpu, name);
-  put(&nvml, key, value);
-}
-
-static void add_used(int gpu, long long bytes) {
-  char text[32];
-  const char *used = of_gpu(gpu, "used");
-  snprintf(text, sizeof text, "%lld", (used ? strtoll(used, NULL, 10) : 0) + bytes);
-  set_gpu(gpu, "used", text);
-}
-
-static void take_off(int gpu, int pid, long long bytes) {
-  char list[512], kept[512] = "", *rest = list, *entry;
-  const char *listed = of_gpu(gpu, "processes");
-  snprintf(list, sizeof list, "%s", listed ? listed : "");
-  while ((entry = strsep(&rest, ","))) {
-    if (!*entry || strtol(entry, NULL, 10) == pid) continue;
-    if (*kept) strcat(kept, ",");
-    strcat(kept, entry);
-  }
-  set_gpu(gpu, "processes", kept);
-  add_used(gpu, -bytes);
-}
-
-static void put_on(int gpu, int pid, long long bytes) {
-  char list[512];
-  const char *listed = of_gpu(gpu, "processes");
-  snprintf(list, sizeof list, "%.400s%s%d:%lld", listed ? listed : "",
-           listed && *listed ? "," : "", pid, bytes);
-  set_gpu(gpu, "processes", list);
-  add_used(gpu, bytes);
-}
-
-static int uuid_of(int gpu, uuid_t *out) {
-  const char *text = of_gpu(gpu, "uuid");
-  int digits = 0;
-  memset(out, 0, sizeof *out);
-  if (!text || strncmp(text, "GPU-", 4)) return 0;
-  for (text += 4; *text && digits < 32; text++) {
-    unsigned value;
-    char digit[2] = {*text, 0};
-    if (*text == '-') continue;
-    if (sscanf(digit, "%x", &value) != 1) return 0;
-    out->bytes[digits / 2] |= (unsigned char)(digits % 2 ? value : value << 4);
-    digits++;
-  }
-  return digits == 32;
-}
-
-static int gpu_with(const uuid_t *wanted) {
-  int gpu, count = (int)number(&nvml, "count", 0);
-  uuid_t uuid;
-  for (gpu = 0; gpu < count; gpu++)
-    if (uuid_of(gpu, &uuid) && memcmp(&uuid, wanted, sizeof uuid) == 0) return gpu;
-  return -1;
-}
-
-/* The GPU to restore `from` on: the map has to name every GPU, and one of the same chip. */
-static int target(const restore_args_t *args, int from) {
-  int gpu, count = (int)number(&nvml, "count", 0), to = -1;
-  unsigned i;
-  /* A lost GPU is past the count, and its number is still known. */
-  for (gpu = 0; gpu < count || gpu <= from; gpu++) {
-    uuid_t uuid;
-    int found = 0;
-    if (gpu >= count && gpu != from) continue;
-    uuid_of(gpu, &uuid);
-    for (i = 0; i < args->count; i++) {
-      if (memcmp(&args->pairs[i].from, &uuid, sizeof uuid)) continue;
-      found = 1;
-      if (gpu == from) to = gpu_with(&args->pairs[i].to);
-    }
-    if (!found) return -1;
-  }
-  if (to < 0 || !of_gpu(to, "name") || strcmp(of_gpu(to, "name"), of_gpu(from, "name"))) return -1;
-  return to;
-}
-
 /* ---- the state machine -------------------------------------------------------------------- */
+
+static const char *state_of(int pid) {
+  const char *fiction = of_pid(pid, "state", "");
+  int state = fiction ? -1 : accelerator_state(pid);
+  return state < 0 ? fiction : STATES[state];
+}
 
 static int step(int pid, const char *call, unsigned limit_ms, const restore_args_t *map) {
   const char *state = of_pid(pid, "state", "");
-  char *text = of_pid(pid, "bytes", "");
-  long long bytes = text ? strtoll(text, NULL, 10) : 0;
-  int gpu = (text = of_pid(pid, "gpu", "")) ? atoi(text) : 0;
+  char *text = of_pid(pid, "busy_ms", "");
+  long long bytes;
+  int gpu, answer;
+  if (!strcmp(call, "lock") && text && limit_ms && strtoll(text, NULL, 10) > limit_ms &&
+      strcmp(state_of(pid), "running") == 0)
+    return NOT_READY;
+  if (!state) {
+    if (strcmp(call, "restore") == 0 && of_pid(pid, "stuck", "")) return OPERATING_SYSTEM;
+    answer = accelerator_step(pid, call, map);
+    if (answer == OUT_OF_MEMORY && number(&cuda, "stuck_after_oom", 0))
+      set_pid(pid, "stuck", "", "1");
+    return answer;
+  }
+  bytes = (text = of_pid(pid, "bytes", "")) ? strtoll(text, NULL, 10) : 0;
+  gpu = (text = of_pid(pid, "gpu", "")) ? atoi(text) : 0;
   if (strcmp(call, "lock") == 0) {
     if (strcmp(state, "running")) return ILLEGAL_STATE;
-    text = of_pid(pid, "busy_ms", "");
-    if (text && limit_ms && strtoll(text, NULL, 10) > limit_ms) return NOT_READY;
     set_pid(pid, "state", "", "locked");
   } else if (strcmp(call, "checkpoint") == 0) {
     if (strcmp(state, "locked")) return ILLEGAL_STATE;
@@ -211,7 +124,7 @@ static int scripted(int pid, const char *call) {
 }
 
 static int is_held(int pid) {
-  const char *state = of_pid(pid, "state", "");
+  const char *state = state_of(pid);
   return state && (strcmp(state, "locked") == 0 || strcmp(state, "checkpointed") == 0);
 }
 
@@ -233,7 +146,7 @@ static int call(int pid, const char *name, unsigned limit_ms, const restore_args
     pause_ms(20);
     lock = open_tables();
   }
-  if (!of_pid(pid, "state", "")) {
+  if (!state_of(pid)) {
     say(name, pid, NOT_INITIALIZED);
     close_tables(lock);
     return NOT_INITIALIZED;
@@ -261,7 +174,7 @@ static int call(int pid, const char *name, unsigned limit_ms, const restore_args
   if (answer == OK && !of_pid(pid, "lie", name)) answer = step(pid, name, limit_ms, map);
   if (answer == OK && out)
     for (i = 0; i < 6; i++)
-      if (strcmp(of_pid(pid, "state", ""), STATES[i]) == 0) *out = i;
+      if (strcmp(state_of(pid), STATES[i]) == 0) *out = i;
   say(name, pid, answer);
   save(&cuda);
   save(&nvml);
@@ -343,6 +256,7 @@ int cuGetErrorName(int code, const char **out) {
     case INVALID_VALUE: *out = "CUDA_ERROR_INVALID_VALUE"; break;
     case OUT_OF_MEMORY: *out = "CUDA_ERROR_OUT_OF_MEMORY"; break;
     case NOT_INITIALIZED: *out = "CUDA_ERROR_NOT_INITIALIZED"; break;
+    case DEVICE_UNAVAILABLE: *out = "CUDA_ERROR_DEVICE_UNAVAILABLE"; break;
     case OPERATING_SYSTEM: *out = "CUDA_ERROR_OPERATING_SYSTEM"; break;
     case ILLEGAL_STATE: *out = "CUDA_ERROR_ILLEGAL_STATE"; break;
     case NOT_FOUND: *out = "CUDA_ERROR_NOT_FOUND"; break;

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emulators.compiling import compile_library
+from emulators.nvml import stub_nvml
+
 HERE = Path(__file__).resolve().parent
-NVML = HERE.parent / "nvml" / "nvml_stub.c"
 MIB = 1 << 20
 UUIDS = tuple(f"GPU-{i:08x}-1111-2222-3333-44445555666{i}" for i in range(1, 5))
 TOTAL = 1024 * MIB
@@ -25,21 +26,9 @@ TOTAL = 1024 * MIB
 
 def build(folder: Path, *, old: bool = False) -> Path | None:
     """Compile both libraries into `folder` and return that; ``None`` if there is no compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return None
-    command = [compiler, "-shared", "-fPIC", "-O1", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
-    flags = [
-        "-Wno-format-truncation",
-        *(["-DCUDA_STUB_OLD", "-Wno-unused-function"] if old else []),
-    ]
-    sources = {
-        "libcuda.so.1": [HERE / "cuda_stub.c"],
-        "libnvidia-ml.so.1": [NVML, HERE / "nvml_more.c"],
-    }
-    for name, parts in sources.items():
-        subprocess.run([*command, *flags, "-o", folder / name, *parts], check=True, timeout=120)
-    return folder
+    options = ["-DCUDA_STUB_OLD"] if old else []
+    made = compile_library(folder / "libcuda.so.1", [HERE / "cuda_stub.c"], *options)
+    return stub_nvml.build(folder) if made else None
 
 
 class StubCuda:

@@ -1,34 +1,21 @@
 /* Two files of "key value" lines, the driver's and NVML's, read and written under one lock. */
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "../state_file.h"
+
 #define MAX_LINES 512
-typedef struct { char key[96], value[512]; } entry_t;
-typedef struct { entry_t entries[MAX_LINES]; int count; char path[512]; } table_t;
+typedef struct { state_entry_t entries[MAX_LINES]; int count; char path[512]; } table_t;
 
 static table_t cuda, nvml;
 
 static void load(table_t *table, const char *variable) {
   const char *path = getenv(variable);
-  char line[1024];
-  FILE *file;
+  FILE *file = state_open(variable);
   table->count = 0;
   snprintf(table->path, sizeof table->path, "%s", path ? path : "");
-  file = fopen(table->path, "r");
-  while (file && table->count < MAX_LINES && fgets(line, sizeof line, file)) {
-    entry_t *entry = &table->entries[table->count];
-    char *blank = strchr(line, ' ');
-    if (!blank) continue;
-    *blank = 0;
-    blank[1 + strcspn(blank + 1, "\n")] = 0;
-    snprintf(entry->key, sizeof entry->key, "%s", line);
-    snprintf(entry->value, sizeof entry->value, "%s", blank + 1);
-    table->count++;
-  }
+  while (table->count < MAX_LINES && state_next(file, &table->entries[table->count])) table->count++;
   if (file) fclose(file);
 }
 
@@ -55,7 +42,7 @@ static char *look_up(table_t *table, const char *key) {
 static void put(table_t *table, const char *key, const char *value) {
   char *old = look_up(table, key);
   if (!old && table->count < MAX_LINES) {
-    entry_t *entry = &table->entries[table->count++];
+    state_entry_t *entry = &table->entries[table->count++];
     snprintf(entry->key, sizeof entry->key, "%s", key);
     old = entry->value;
   }

@@ -8,144 +8,45 @@
  *   error.FUNCTION CODE                      FUNCTION answers CODE for all GPUs ("*": every one)
  *   gpu.0.error.FUNCTION CODE                the same for one GPU
  *   gpu.0.delay_ms.FUNCTION N                FUNCTION takes N ms longer
- *   gpu.0.uuid GPU-0 / name / total / used / reserved / load / temperature / power_mw / ...
+ *   gpu.0.uuid GPU-0 / name / total / used / reserved / load / temperature / power_mw /
+ *                                            energy_mj / ...
  *   gpu.0.processes 100:4096,101:8192        pid:bytes
  *   gpu.0.xids 31,79                         every XID so far; each is told once
+ *   gpu.0.mig 1                              the GPU is in MIG mode
+ *   gpu.0.mig.2.uuid MIG-x / total / ...     what the slice in place 2 says, as for a GPU;
+ *                                            without a uuid there is none
+ *   gpu.0.mig.2.instance 5                   the GPU instance that it is part of
+ *   gpu.0.mig.2.attributes 1,2,5120          its compute slices, those of its instance, MiB
+ *   gpu.0.mps 100,101                        pids that use it through MPS
  *   accelerator PATH                         ledger of the emulated accelerator: what its living
  *                                            processes hold comes on top of used and processes
+ *
+ * Health and events are in nvml_health.c, slices in nvml_mig.c.
  *
  * A value that is not in the file is "not supported". NVML_STUB_OLD leaves out what old drivers do
  * not have.
  */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
+#include "nvml_stub.h"
+
+#include <sys/file.h>
 
 #include "../accelerator/src/ledger.h"
 
-enum {
-  OK = 0,
-  UNINITIALIZED = 1,
-  NOT_SUPPORTED = 3,
-  INSUFFICIENT_SIZE = 7,
-  TIMEOUT = 10,
-  INVALID_ARGUMENT = 2,
-};
-#define MAX_GPUS 16
-#define XID_EVENT 8ULL
-
-typedef struct { int index; } device_t;
-typedef struct { int index; } event_set_t;
-typedef struct { unsigned long long total, free, used; } memory_t;
-typedef struct { unsigned version; unsigned long long total, reserved, free, used; } memory_v2_t;
-typedef struct { unsigned gpu, memory; } utilization_t;
-typedef struct {
-  unsigned pid;
-  unsigned long long used;
-  unsigned gpu_instance, compute_instance;
-} process_t;
-typedef struct {
-  device_t *device;
-  unsigned long long type, data;
-  unsigned gpu_instance, compute_instance;
-} event_t;
-typedef struct {
-  uint32_t field, scope;
-  int64_t timestamp, latency;
-  int type, result;
-  union { double d; unsigned ui; unsigned long long ull; } value;
-} field_t;
-typedef struct { unsigned version; int margin; } margin_t;
-
-static device_t devices[MAX_GPUS];
-static int xids_told[MAX_GPUS];
-static int sets_open, initialised;
-
-static int look_up(const char *key, char *out, size_t size) {
-  const char *path = getenv("NVML_STUB_STATE");
-  FILE *file = path ? fopen(path, "r") : NULL;
-  char line[1024];
-  int found = 0;
-  size_t length = strlen(key);
-  if (!file) return 0;
-  while (!found && fgets(line, sizeof line, file)) {
-    if (strncmp(line, key, length) == 0 && line[length] == ' ') {
-      line[strcspn(line, "\n")] = 0;
-      snprintf(out, size, "%s", line + length + 1);
-      found = 1;
-    }
-  }
-  fclose(file);
-  return found;
-}
-
-static int number(const char *key, unsigned long long *out) {
-  char text[256];
-  if (!look_up(key, text, sizeof text)) return 0;
-  *out = strtoull(text, NULL, 10);
-  return 1;
-}
-
-static int of_gpu(int gpu, const char *name, char *out, size_t size) {
-  char key[160];
-  snprintf(key, sizeof key, "gpu.%d.%s", gpu, name);
-  return look_up(key, out, size);
-}
-
-static int number_of(int gpu, const char *name, unsigned long long *out) {
-  char key[160];
-  snprintf(key, sizeof key, "gpu.%d.%s", gpu, name);
-  return number(key, out);
-}
-
-/* What a call answers before it does anything: the scripted error, after the scripted delay. */
-static int scripted(const char *function, int gpu) {
-  char key[160];
-  unsigned long long code = 0, delay = 0;
-  if (gpu >= 0) {
-    snprintf(key, sizeof key, "gpu.%d.delay_ms.%s", gpu, function);
-    if (number(key, &delay)) {
-      struct timespec pause = {(time_t)(delay / 1000), (long)(delay % 1000) * 1000000};
-      nanosleep(&pause, NULL);
-    }
-    snprintf(key, sizeof key, "gpu.%d.error.%s", gpu, function);
-    if (number(key, &code)) return (int)code;
-    snprintf(key, sizeof key, "gpu.%d.error.*", gpu);
-    if (number(key, &code)) return (int)code;
-  }
-  snprintf(key, sizeof key, "error.%s", function);
-  if (number(key, &code)) return (int)code;
-  if (number("error.*", &code)) return (int)code;
-  return initialised ? OK : UNINITIALIZED;
-}
-
-#define BEGIN(gpu)                          \
-  do {                                      \
-    int answer = scripted(__func__, (gpu)); \
-    if (answer != OK) return answer;        \
-  } while (0)
-
-static int give(int gpu, const char *name, unsigned *out) {
-  unsigned long long value;
-  if (!number_of(gpu, name, &value)) return NOT_SUPPORTED;
-  *out = (unsigned)value;
-  return OK;
-}
+device_t nvml_devices[MAX_DEVICES];
+int nvml_initialised;
 
 int nvmlInitWithFlags(unsigned flags) {
   int answer;
   (void)flags;
-  initialised++;
+  nvml_initialised++;
   answer = scripted(__func__, -1);
-  if (answer != OK) initialised--;
+  if (answer != OK) nvml_initialised--;
   return answer;
 }
 
 int nvmlShutdown(void) {
   BEGIN(-1);
-  initialised--;
+  nvml_initialised--;
   return OK;
 }
 
@@ -178,8 +79,8 @@ int nvmlDeviceGetCount_v2(unsigned *out) {
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, device_t **out) {
   BEGIN((int)index);
   if (index >= MAX_GPUS) return INVALID_ARGUMENT;
-  devices[index].index = (int)index;
-  *out = &devices[index];
+  nvml_devices[index].index = (int)index;
+  *out = &nvml_devices[index];
   return OK;
 }
 
@@ -202,7 +103,8 @@ int nvmlDeviceGetName(device_t *gpu, char *out, unsigned size) {
 /* Finds the next living process that holds memory of an emulated device. */
 static int next_holder(FILE *ledger, int gpu, ledger_record_t *out) {
   while (ledger && fread(out, sizeof *out, 1, ledger) == 1)
-    if (out->device == (uint64_t)gpu && ledger_counts(out)) return 1;
+    if (out->device == (uint64_t)gpu && out->state != LEDGER_CHECKPOINTED && ledger_counts(out))
+      return 1;
   return 0;
 }
 
@@ -210,6 +112,8 @@ static FILE *open_ledger(void) {
   char path[512];
   ledger_header_t header;
   FILE *file = look_up("accelerator", path, sizeof path) ? fopen(path, "re") : NULL;
+  /* Two records that were not true at the same time would make a wrong sum. */
+  if (file) flock(fileno(file), LOCK_SH);
   if (file && (fread(&header, sizeof header, 1, file) != 1 || header.magic != LEDGER_MAGIC)) {
     fclose(file);
     file = NULL;
@@ -257,24 +161,35 @@ int nvmlDeviceGetPowerUsage(device_t *gpu, unsigned *out) {
   return give(gpu->index, "power_mw", out);
 }
 
+int nvmlDeviceGetTotalEnergyConsumption(device_t *gpu, unsigned long long *out) {
+  BEGIN(gpu->index);
+  return number_of(gpu->index, "energy_mj", out) ? OK : NOT_SUPPORTED;
+}
+
+/* Reads "pid:bytes,pid:bytes"; adds to count, and to out as far as there is room. */
+static void list_processes(char *text, unsigned room, unsigned *count, process_t *out) {
+  char *entry;
+  while ((entry = strsep(&text, ","))) {
+    char *bytes = strchr(entry, ':');
+    if (!*entry) continue;
+    if (out && *count < room) {
+      memset(&out[*count], 0, sizeof *out);
+      out[*count].pid = (unsigned)strtoul(entry, NULL, 10);
+      /* "?" is memory that the driver does not tell. */
+      if (bytes) out[*count].used = bytes[1] == '?' ? UINT64_MAX : strtoull(bytes + 1, NULL, 10);
+    }
+    ++*count;
+  }
+}
+
 static int processes(device_t *gpu, unsigned *count, process_t *out) {
-  char text[512], *rest = text, *entry;
+  char text[512];
   ledger_record_t record;
   FILE *ledger;
   unsigned room = *count;
   if (!of_gpu(gpu->index, "processes", text, sizeof text)) return NOT_SUPPORTED;
   *count = 0;
-  while ((entry = strsep(&rest, ","))) {
-    char *bytes = strchr(entry, ':');
-    if (!bytes) continue;
-    if (out && *count < room) {
-      memset(&out[*count], 0, sizeof *out);
-      out[*count].pid = (unsigned)strtoul(entry, NULL, 10);
-      /* "?" is memory that the driver does not tell. */
-      out[*count].used = bytes[1] == '?' ? UINT64_MAX : strtoull(bytes + 1, NULL, 10);
-    }
-    ++*count;
-  }
+  list_processes(text, room, count, out);
   ledger = open_ledger();
   while (next_holder(ledger, gpu->index, &record)) {
     if (out && *count < room) {
@@ -294,118 +209,6 @@ int nvmlDeviceGetComputeRunningProcesses_v2(device_t *gpu, unsigned *count, proc
   return processes(gpu, count, out);
 }
 
-int nvmlDeviceGetTotalEccErrors(device_t *gpu, unsigned kind, unsigned counter,
-                                unsigned long long *out) {
-  BEGIN(gpu->index);
-  if (counter != 0) return NOT_SUPPORTED;
-  return number_of(gpu->index, kind == 1 ? "ecc_uncorrected" : "ecc_corrected", out)
-             ? OK
-             : NOT_SUPPORTED;
-}
-
-int nvmlDeviceGetRemappedRows(device_t *gpu, unsigned *corrected, unsigned *uncorrected,
-                              unsigned *pending, unsigned *failed) {
-  char text[80];
-  BEGIN(gpu->index);
-  if (!of_gpu(gpu->index, "remapped", text, sizeof text)) return NOT_SUPPORTED;
-  if (sscanf(text, "%u,%u,%u,%u", corrected, uncorrected, pending, failed) != 4)
-    return INVALID_ARGUMENT;
-  return OK;
-}
-
-int nvmlDeviceGetRetiredPages_v2(device_t *gpu, unsigned cause, unsigned *count,
-                                 unsigned long long *pages, unsigned long long *times) {
-  unsigned long long have;
-  unsigned i;
-  BEGIN(gpu->index);
-  if (!number_of(gpu->index, cause == 1 ? "retired_double" : "retired_single", &have))
-    return NOT_SUPPORTED;
-  if (pages)
-    for (i = 0; i < have && i < *count; i++) pages[i] = times[i] = i;
-  *count = (unsigned)have;
-  return pages || have == 0 ? OK : INSUFFICIENT_SIZE;
-}
-
-int nvmlDeviceGetRetiredPagesPendingStatus(device_t *gpu, unsigned *out) {
-  BEGIN(gpu->index);
-  return give(gpu->index, "retired_pending", out);
-}
-
-int nvmlDeviceGetCurrentClocksThrottleReasons(device_t *gpu, unsigned long long *out) {
-  BEGIN(gpu->index);
-  return number_of(gpu->index, "reasons", out) ? OK : NOT_SUPPORTED;
-}
-
-int nvmlDeviceGetFieldValues(device_t *gpu, int count, field_t *values) {
-  int i;
-  BEGIN(gpu->index);
-  for (i = 0; i < count; i++) {
-    unsigned long long action;
-    values[i].result = NOT_SUPPORTED;
-    if (values[i].field == 230 && number_of(gpu->index, "recovery_action", &action)) {
-      values[i].value.ui = (unsigned)action;
-      values[i].result = OK;
-    }
-  }
-  return OK;
-}
-
-int nvmlDeviceGetPcieReplayCounter(device_t *gpu, unsigned *out) {
-  BEGIN(gpu->index);
-  return give(gpu->index, "pcie_replays", out);
-}
-
-int nvmlDeviceGetSupportedEventTypes(device_t *gpu, unsigned long long *out) {
-  char text[512];
-  BEGIN(gpu->index);
-  *out = of_gpu(gpu->index, "xids", text, sizeof text) ? XID_EVENT : 0;
-  return OK;
-}
-
-int nvmlEventSetCreate(event_set_t **out) {
-  BEGIN(-1);
-  /* A leak of sets would end here. */
-  if (sets_open >= MAX_GPUS) return INVALID_ARGUMENT;
-  *out = malloc(sizeof **out);
-  if (!*out) return INVALID_ARGUMENT;
-  sets_open++;
-  (*out)->index = -1;
-  return OK;
-}
-
-int nvmlDeviceRegisterEvents(device_t *gpu, unsigned long long types, event_set_t *set) {
-  BEGIN(gpu->index);
-  if (types != XID_EVENT) return NOT_SUPPORTED;
-  set->index = gpu->index;
-  return OK;
-}
-
-int nvmlEventSetWait_v2(event_set_t *set, event_t *out, unsigned timeout_ms) {
-  char text[512], *rest = text, *entry;
-  int position = 0;
-  (void)timeout_ms;
-  if (set->index < 0) return INVALID_ARGUMENT;
-  BEGIN(set->index);
-  if (!of_gpu(set->index, "xids", text, sizeof text)) return TIMEOUT;
-  while ((entry = strsep(&rest, ","))) {
-    if (!*entry || position++ < xids_told[set->index]) continue;
-    xids_told[set->index]++;
-    memset(out, 0, sizeof *out);
-    out->device = &devices[set->index];
-    out->type = XID_EVENT;
-    out->data = strtoull(entry, NULL, 10);
-    return OK;
-  }
-  return TIMEOUT;
-}
-
-int nvmlEventSetFree(event_set_t *set) {
-  BEGIN(-1);
-  free(set);
-  sets_open--;
-  return OK;
-}
-
 #ifndef NVML_STUB_OLD
 
 int nvmlDeviceGetMemoryInfo_v2(device_t *gpu, memory_v2_t *out) {
@@ -422,18 +225,13 @@ int nvmlDeviceGetComputeRunningProcesses_v3(device_t *gpu, unsigned *count, proc
   return processes(gpu, count, out);
 }
 
-int nvmlDeviceGetCurrentClocksEventReasons(device_t *gpu, unsigned long long *out) {
+int nvmlDeviceGetMPSComputeRunningProcesses_v3(device_t *gpu, unsigned *count, process_t *out) {
+  char text[512];
+  unsigned room = *count;
   BEGIN(gpu->index);
-  return number_of(gpu->index, "reasons", out) ? OK : NOT_SUPPORTED;
-}
-
-int nvmlDeviceGetMarginTemperature(device_t *gpu, margin_t *out) {
-  unsigned margin;
-  int answer;
-  BEGIN(gpu->index);
-  answer = give(gpu->index, "temperature_margin", &margin);
-  if (answer == OK) out->margin = (int)margin;
-  return answer;
+  *count = 0;
+  if (of_gpu(gpu->index, "mps", text, sizeof text)) list_processes(text, room, count, out);
+  return *count == 0 || (out && *count <= room) ? OK : INSUFFICIENT_SIZE;
 }
 
 #endif

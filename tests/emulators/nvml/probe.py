@@ -8,7 +8,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from jupyter_gpu_predict.devices.nvml import NvmlGpus, Patience
+from jupyter_gpu_predict.devices.nvml import NvmlGpus
+from jupyter_gpu_predict.devices.patience import Patience
 from jupyter_gpu_predict.errors import GpuPredictError
 
 
@@ -36,7 +37,7 @@ def answer(gpus: NvmlGpus, command: dict[str, Any]) -> Any:
 
         return {check.name: asdict(check) for check in check_devices(**command)}
     if do == "environment":
-        return gpus.environment(command["uuid"])
+        return gpus.environment(**command)
     if do == "script_health":
         return gpus.script_health(command["uuid"], lost=True)
     if do == "close":

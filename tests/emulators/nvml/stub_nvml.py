@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from emulators.compiling import compile_library
+
 HERE = Path(__file__).resolve().parent
+SOURCES = (HERE / "nvml_stub.c", HERE / "nvml_health.c", HERE / "nvml_mig.c")
 HEALTHY: dict[str, Any] = {
     "name": "Stub GPU",
     "total": 1 << 30,
@@ -20,6 +22,7 @@ HEALTHY: dict[str, Any] = {
     "temperature": 55,
     "temperature_limit": 90,
     "power_mw": 125_500,
+    "energy_mj": 7_250_500,
     "processes": "100:4096,101:8192",
     "ecc_corrected": 3,
     "ecc_uncorrected": 0,
@@ -36,15 +39,8 @@ HEALTHY: dict[str, Any] = {
 
 def build(folder: Path, *, old: bool = False) -> Path | None:
     """Compile the library into `folder` and return that; ``None`` if there is no compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return None
-    command = [compiler, "-shared", "-fPIC", "-O1", "-D_GNU_SOURCE"]
-    if old:
-        command.append("-DNVML_STUB_OLD")
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run([*command, "-o", library, HERE / "nvml_stub.c"], check=True, timeout=60)
-    return folder
+    options = ["-DNVML_STUB_OLD"] if old else []
+    return folder if compile_library(folder / "libnvidia-ml.so.1", SOURCES, *options) else None
 
 
 class StubNvml:

@@ -72,7 +72,7 @@ def test_without_a_valid_token_every_method_of_every_path_is_forbidden(
     server: TestServer, run: Run[Any], headers: dict[str, str], query: str
 ) -> None:
     statuses = run(walk(server, headers, query))
-    assert len(statuses) == 23 * len(METHODS)
+    assert len(statuses) == 24 * len(METHODS)
     assert {k: s for k, s in statuses.items() if s != 403} == {}
 
 

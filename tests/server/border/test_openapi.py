@@ -21,6 +21,7 @@ from jupyter_gpu_predict import errors
 from jupyter_gpu_predict.control.operations import Operation
 from jupyter_gpu_predict.control.records import Decision
 from jupyter_gpu_predict.core import model, plans
+from jupyter_gpu_predict.core.power import GpuPower
 from jupyter_gpu_predict.demo.client import Notebook
 from jupyter_gpu_predict.server.inputs import HEALTH_FIELDS
 
@@ -92,6 +93,7 @@ def test_a_schema_has_the_fields_of_its_dataclass(name: str) -> None:
 
 def test_what_is_named_elsewhere_is_named_alike() -> None:
     assert names(model.GpuStatus) < set(SCHEMAS["Gpu"]["required"])
+    assert names(GpuPower) | {"saved_j"} == set(SCHEMAS["GpuPower"]["required"])
     assert names(model.Lease) | {"held_bytes"} == set(SCHEMAS["HeldLease"]["required"])
     assert set(SCHEMAS["HealthChange"]["propertyNames"]["enum"]) == HEALTH_FIELDS
     assert SCHEMAS["LeaseState"]["enum"] == [s.value for s in model.LeaseState]
@@ -177,6 +179,7 @@ def test_a_live_server_answers_as_described(
 
     async def everything() -> None:
         await call("GET", "/gpus")
+        assert (await call("GET", "/power"))["gpus"] == []
         await call("GET", "/kernels")
         for kind, body in (
             ("claim", {"bytes": 32 << 20, "priority": "high", "deadline_s": 30}),

@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
+#include <thread>
 
 #include "ledger.h"
 
@@ -86,6 +88,8 @@ void Ledger::open(const std::string& path) {
       nullptr, sizeof header, PROT_READ | PROT_WRITE, MAP_SHARED, transaction.fd(), 0);
   if (mapped == MAP_FAILED) fail(path_, "mapped");
   lost_ = &static_cast<ledger_header_t*>(mapped)->lost;
+  changes_ = &static_cast<ledger_header_t*>(mapped)->changes;
+  for (size_t device = 0; device < place_.size(); device++) place_[device] = static_cast<int>(device);
 }
 
 void Ledger::join() {
@@ -93,45 +97,77 @@ void Ledger::join() {
   started_ = ledger_started(pid_);
 }
 
-bool Ledger::reserve(int device, uint64_t bytes, uint64_t capacity) {
-  Transaction transaction(path_, LOCK_EX);
-  auto all = transaction.records();
-  const auto none = all.size();
-  size_t own = none, free_slot = none;
-  uint64_t used = 0;
-  for (size_t slot = 0; slot < all.size(); slot++) {
-    if (!ledger_counts(&all[slot])) {
-      free_slot = slot;
-    } else if (all[slot].device == static_cast<uint64_t>(device)) {
-      used += all[slot].bytes;
-      if (all[slot].pid == pid_) own = slot;
+void Ledger::catch_up() {
+  for (;;) {
+    {
+      Transaction transaction(path_, LOCK_SH);
+      const auto changes = *changes_;
+      bool running = true;
+      for (const auto& record : transaction.records()) {
+        if (record.pid != pid_ || record.started != started_) continue;
+        running = running && record.state == LEDGER_RUNNING;
+        place_.at(record.home) = static_cast<int>(record.device);
+      }
+      if (running) {
+        seen_ = changes;
+        return;
+      }
     }
-  }
-  if (used > capacity || bytes > capacity - used) return false;
-  ledger_record_t record{pid_, started_, static_cast<uint64_t>(device), bytes};
-  if (own != none) record.bytes += all[own].bytes;
-  transaction.write(own != none ? own : free_slot, record);  // none: one past the end
-  return true;
-}
-
-void Ledger::release(int device, uint64_t bytes) {
-  Transaction transaction(path_, LOCK_EX);
-  auto all = transaction.records();
-  for (size_t slot = 0; slot < all.size(); slot++) {
-    auto& record = all[slot];
-    if (record.pid != pid_ || record.started != started_ ||
-        record.device != static_cast<uint64_t>(device))
-      continue;
-    record.bytes -= std::min(record.bytes, bytes);
-    transaction.write(slot, record);
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
 }
 
-std::vector<std::pair<uint64_t, uint64_t>> Ledger::holders(int device) const {
+bool Ledger::reserve(int home, uint64_t bytes, uint64_t capacity) {
+  for (;;) {
+    wait_until_running();
+    Transaction transaction(path_, LOCK_EX);
+    if (*changes_ != seen_) continue;  // the driver got hold of this process meanwhile
+    auto all = transaction.records();
+    const auto device = static_cast<uint64_t>(place_.at(home));
+    const auto none = all.size();
+    size_t own = none, free_slot = none;
+    uint64_t used = 0;
+    for (size_t slot = 0; slot < all.size(); slot++) {
+      if (!ledger_counts(&all[slot])) {
+        free_slot = slot;
+        continue;
+      }
+      if (all[slot].device == device) used += all[slot].bytes;
+      if (all[slot].pid == pid_ && all[slot].home == static_cast<uint64_t>(home)) own = slot;
+    }
+    if (used > capacity || bytes > capacity - used) return false;
+    ledger_record_t record{pid_, started_, static_cast<uint64_t>(home), device, bytes,
+                           LEDGER_RUNNING, 0, 0};
+    if (own != none) record.bytes += all[own].bytes;
+    transaction.write(own != none ? own : free_slot, record);  // none: one past the end
+    return true;
+  }
+}
+
+void Ledger::release(int home, uint64_t bytes) {
+  for (;;) {
+    wait_until_running();
+    Transaction transaction(path_, LOCK_EX);
+    if (*changes_ != seen_) continue;
+    auto all = transaction.records();
+    for (size_t slot = 0; slot < all.size(); slot++) {
+      auto& record = all[slot];
+      if (record.pid != pid_ || record.started != started_ ||
+          record.home != static_cast<uint64_t>(home))
+        continue;
+      record.bytes -= std::min(record.bytes, bytes);
+      transaction.write(slot, record);
+    }
+    return;
+  }
+}
+
+std::vector<std::pair<uint64_t, uint64_t>> Ledger::holders(int home) const {
   Transaction transaction(path_, LOCK_SH);
   std::vector<std::pair<uint64_t, uint64_t>> found;
+  const auto device = static_cast<uint64_t>(place_.at(home));
   for (const auto& record : transaction.records()) {
-    if (record.device == static_cast<uint64_t>(device) && ledger_counts(&record))
+    if (record.device == device && record.state != LEDGER_CHECKPOINTED && ledger_counts(&record))
       found.emplace_back(record.pid, record.bytes);
   }
   return found;
@@ -143,11 +179,13 @@ uint64_t Ledger::used(int device) const {
   return sum;
 }
 
-bool Ledger::lost(int device) const { return lost_ != nullptr && (*lost_ >> device & 1) != 0; }
+bool Ledger::lost(int home) const {
+  return lost_ != nullptr && (*lost_ >> place_.at(home).load(std::memory_order_relaxed) & 1) != 0;
+}
 
-void Ledger::set_lost(int device, bool lost) {
+void Ledger::set_lost(int home, bool lost) {
   Transaction transaction(path_, LOCK_EX);
-  const uint64_t bit = uint64_t{1} << device;
+  const uint64_t bit = uint64_t{1} << place_.at(home);
   *lost_ = lost ? *lost_ | bit : *lost_ & ~bit;
 }
 

@@ -1,9 +1,10 @@
 /* Who holds how much memory of the emulated devices: one file that all processes share.
  *
- * The accelerator writes it, the stub NVML library reads it, so both tell the same. A 64-byte
- * header is followed by one 32-byte record for each process and device. Each change is one small
- * write under flock, so a process that is killed leaves whole records behind; they name its pid
- * and start time, and count no more once no living process fits both.
+ * The accelerator writes it, the stub NVML library reads it, so both tell the same; the stub of the
+ * CUDA driver takes a process's bytes out of it and puts them back. A 64-byte header is followed by
+ * one 64-byte record for each process and device. Each change is one small write under flock, so a
+ * process that is killed leaves whole records behind; they name its pid and start time, and count
+ * no more once no living process fits both.
  */
 #ifndef EMULATED_ACCELERATOR_LEDGER_H
 #define EMULATED_ACCELERATOR_LEDGER_H
@@ -13,16 +14,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LEDGER_MAGIC 0x314c434345554d45ULL /* "EMUECCL1" */
+#define LEDGER_MAGIC 0x324c434345554d45ULL /* "EMUECCL2" */
 
 typedef struct {
   uint64_t magic;
-  uint64_t lost; /* bit i: device i fell off the bus */
-  uint64_t unused[6];
+  uint64_t lost;    /* bit i: device i fell off the bus */
+  uint64_t changes; /* grows with each step of a driver checkpoint, of whatever process */
+  uint64_t unused[5];
 } ledger_header_t;
 
+/* A process in the hands of the driver: its calls wait until it runs again. */
+enum { LEDGER_RUNNING = 0, LEDGER_LOCKED = 1, LEDGER_CHECKPOINTED = 2 };
+
 typedef struct {
-  uint64_t pid, started, device, bytes;
+  uint64_t pid, started;
+  uint64_t home;   /* the device that the process named */
+  uint64_t device; /* the one that it is on: another after a restore by a map */
+  uint64_t bytes;
+  uint64_t state;
+  uint64_t saved; /* bytes that a checkpoint took off the device */
+  uint64_t unused;
 } ledger_record_t;
 
 /* Start time of a process in clock ticks since boot; 0 when it is gone or only waits to be reaped. */

@@ -64,6 +64,7 @@ PYBIND11_MODULE(emulated_accelerator_native, m) {
     return emulated::memory_fraction(static_cast<c10::DeviceIndex>(device));
   });
   m.def("create_context", [](int device) {
+    py::gil_scoped_release no_gil;  // it may have to wait for the driver
     emulated::check_usable(static_cast<c10::DeviceIndex>(device));
     emulated::create_context(static_cast<c10::DeviceIndex>(device));
   });

@@ -186,6 +186,7 @@ void check_usable(c10::DeviceIndex device) {
               "multiprocessing, you must use the 'spawn' start method");
   TORCH_CHECK(device < device_count(), "invalid device ordinal ", int(device), "; there are ",
               device_count(), " emulated devices");
+  ledger().wait_until_running();
   if (ledger().lost(the_settings.ledger_device[device]))
     throw c10::AcceleratorError({__func__, __FILE__, __LINE__}, 46,
                                 "Emulated accelerator error: device " + std::to_string(device) +

@@ -32,12 +32,11 @@ c10::DeviceIndex current_device();
 void set_current_device(c10::DeviceIndex device);
 c10::Stream current_stream(c10::DeviceIndex device);
 
-// Throws what torch throws where a process that has used the accelerator was forked, or where
-// the device is lost.
+// Waits while the driver holds this process. Throws what torch throws where a process that has
+// used the accelerator was forked, or where the device is lost.
 void check_usable(c10::DeviceIndex device);
 bool in_forked_child();
 void mark_used();
 bool is_used();
-
 
 }  // namespace emulated
