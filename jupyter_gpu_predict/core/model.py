@@ -383,7 +383,7 @@ class PolicySettings:
     preempt: bool = False
     preempt_min_s: float = 60.0
     preempt_factor: float = 2.0
-    preempt_age_s: float = 600.0
+    preempt_age_s: float = 120.0
     consolidate: bool = False
 
 

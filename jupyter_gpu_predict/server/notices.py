@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from ..control.records import KernelRecord
@@ -10,7 +11,7 @@ from ..core.migration.cost import Transfer
 from ..core.model import CellRun, Claim, Outcome
 from ..errors import GpuPredictError
 from ..kernel import messages as m
-from .inputs import size_bytes
+from .inputs import seconds, size_bytes
 
 if TYPE_CHECKING:
     from .fleet import Fleet
@@ -72,13 +73,16 @@ class Notices:
                 self.fleet.calls.start(record.kernel_id, notice)
 
     def _claim(self, record: KernelRecord, notice: m.ClaimMessage) -> None:
+        now = self.loop.clock()
+        # A claim older than its kernel would go before all others.
+        made_s = min(now, max(seconds(notice.made_s, "made_s", math.inf), record.started_s))
         self.loop.claim(
             Claim(
                 claim_id=notice.claim_id,
                 kernel_id=record.kernel_id,
                 bytes=size_bytes(notice.bytes),
-                made_s=float(notice.made_s),
-                deadline_s=float(notice.deadline_s),
+                made_s=made_s,
+                deadline_s=seconds(notice.deadline_s, "deadline_s", math.inf),
                 priority=max(notice.priority, record.priority),
                 affinity=notice.affinity,
                 critical=notice.critical,
