@@ -28,13 +28,17 @@ class Facts:
 
     async def gather(self) -> None:
         """Read devices, let go of dead kernels, book what the others hold, take samples."""
-        await self.read_devices()
+        switched = await self.read_devices()
         await self._bury_the_dead()
-        await self._note_facts()
+        await self._note_facts(switched)
         self._sample()
 
-    async def read_devices(self) -> None:
-        """Read every GPU and judge its risk."""
+    async def read_devices(self) -> set[str]:
+        """Read every GPU and judge its risk.
+
+        Returns the kernels that were on their way off or onto a GPU, of which the reading tells
+        nothing.
+        """
         memory: dict[str, dict[int, int]] = {}
         for record in self.loop.kernels.values():
             lease, pid = self.loop.leases.get(record.kernel_id), record.port.pid
@@ -43,15 +47,24 @@ class Facts:
         self.loop.backend.account(memory)
         before = {s.uuid: s for s in self.loop.statuses}
         records = list(self.loop.kernels.values())
+        switches = [(r.working, r.switches) for r in records]
         self.loop.statuses, held = await asyncio.to_thread(self._read, records)
-        for record, (bytes_by_gpu, processes) in zip(records, held, strict=True):
+        switched = set()
+        for record, was, (bytes_by_gpu, processes) in zip(records, switches, held, strict=True):
+            if was != (None, record.switches):
+                switched.add(record.kernel_id)
+            if was[1] != record.switches:
+                continue
             record.process_bytes, record.gpu_processes = bytes_by_gpu, processes
+            if record.kernel_id in switched:
+                continue
             if not record.port.has_agent and record.ready and not record.checkpointed:
                 record.used_bytes = sum(bytes_by_gpu.values())
         for status in self.loop.statuses:
             risk = assess(status.uuid, status, before.get(status.uuid), self.loop.clock())
             self._note_risk(risk)
         self.power = read_power(self.loop, self.power)
+        return switched
 
     def _read(
         self, records: list[KernelRecord]
@@ -87,10 +100,12 @@ class Facts:
             if record.working is None and not await record.port.alive():
                 await self.loop.kernel_ended(record.kernel_id, "its process is gone")
 
-    async def _note_facts(self) -> None:
+    async def _note_facts(self, switched: set[str]) -> None:
         """Book what kernels hold by now, whatever was planned for them."""
         for record in list(self.loop.kernels.values()):
             if record.working is not None or record.checkpointed:
+                continue
+            if record.kernel_id in switched:
                 continue
             lease = self.loop.leases.get(record.kernel_id)
             if lease is not None:

@@ -6,9 +6,11 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..core.model import Claim, LeaseState
-from .ports import Resumed
+from ..core.model import Claim, Lease, LeaseState
+from ..errors import GpuPredictError
+from .ports import Checkpoints, Resumed
 from .records import KernelRecord
+from .switching import tell_lease
 
 if TYPE_CHECKING:
     from .loop import ControlLoop
@@ -23,6 +25,7 @@ class Halted:
 
     def __init__(self, loop: ControlLoop) -> None:
         self.loop = loop
+        self._recovered = False
 
     def claim(self) -> None:
         """Claim for kernels that stand still because the driver has their memory."""
@@ -76,9 +79,15 @@ class Halted:
         record.preempted_s = None
         lease = self.loop.leases.get(record.kernel_id)
         if lease is not None and record.port.has_agent:
-            self.loop.reconciler.spawn(
-                self.loop.switching.tell_again(record, replace(lease, bytes=0))
-            )
+            self.loop.reconciler.spawn(self._tell_halted(record, replace(lease, bytes=0)))
+
+    async def _tell_halted(self, record: KernelRecord, lease: Lease) -> None:
+        """Tell a kernel that the driver has it; one that does not hear claims for what it knows."""
+        try:
+            await tell_lease(record, lease, checkpointed=True)
+        except GpuPredictError:
+            if record.checkpointed:
+                await self.loop.switching.tell_again(record, lease)
 
     # ------------------------------------------------------------------ after a crash
 
@@ -92,32 +101,61 @@ class Halted:
         if driver.in_mid_cell(record.kernel_id):
             record.preempted_s = self.loop.clock()
             record.burst.halted = True
+        if not self._recovered:
+            # The loop turns already, and is to leave it alone until that is known for certain.
+            record.working = "recover"
 
     async def recover(self) -> None:
         """Complete or undo what a crash cut short, and book what came of it."""
-        driver = self.loop.checkpoints
+        loop, driver = self.loop, self.loop.checkpoints
+        self._recovered = True
         if driver is None:
             return
-        held = [r for r in self.loop.kernels.values() if r.checkpointed]
-        await driver.recover([r.kernel_id for r in held])
-        for record in held:
-            lease = self.loop.leases.get(record.kernel_id)
-            if not driver.held(record.kernel_id):
-                brought = record.suspended_bytes
-                self.loop.switching.is_back(record, Resumed(brought, 0.0))
-                if lease is not None and lease.state is LeaseState.SUSPENDED:
-                    wanted = max(lease.bytes, brought)
-                    lease = await self.loop.leases.bind(record.kernel_id, lease.gpu_uuid, wanted)
-                if lease is not None:
-                    await self.loop.switching.tell_again(record, lease)
-            elif (
-                driver.suspended(record.kernel_id)
-                and lease is not None
-                and lease.state is not LeaseState.SUSPENDED
-            ):
-                epoch = await self.loop.leases.next_epoch_for_suspend(record.kernel_id)
-                await self.loop.leases.suspend(record.kernel_id, epoch, 0)
-        self.loop.wake()
+        held = [r for r in loop.kernels.values() if r.working == "recover"]
+        try:
+            await driver.recover([r.kernel_id for r in held])
+            await loop.facts.read_devices()
+            for record in held:
+                if loop.kernels.get(record.kernel_id) is record:
+                    await self._book(driver, record)
+            for record in list(loop.kernels.values()):
+                await self._book_gpu(record)
+        finally:
+            for record in held:
+                record.working = None
+            loop.wake()
+
+    async def _book(self, driver: Checkpoints, record: KernelRecord) -> None:
+        """Book whether the driver still has a kernel that an earlier server left."""
+        leases = self.loop.leases
+        lease = leases.get(record.kernel_id)
+        if not driver.held(record.kernel_id):
+            brought = record.suspended_bytes
+            self.loop.switching.is_back(record, Resumed(brought, 0.0))
+            if lease is not None and lease.state is LeaseState.SUSPENDED:
+                wanted = max(lease.bytes, brought)
+                lease = await leases.bind(record.kernel_id, lease.gpu_uuid, wanted)
+            if lease is not None:
+                await self.loop.switching.tell_again(record, lease)
+        elif (
+            driver.suspended(record.kernel_id)
+            and lease is not None
+            and lease.state is not LeaseState.SUSPENDED
+        ):
+            epoch = await leases.next_epoch_for_suspend(record.kernel_id)
+            await leases.suspend(record.kernel_id, epoch, 0)
+
+    async def _book_gpu(self, record: KernelRecord) -> None:
+        """Book a kernel where it is, if the server ended after it had come back elsewhere."""
+        lease = self.loop.leases.get(record.kernel_id)
+        if lease is None or record.checkpointed or len(record.process_bytes) != 1:
+            return
+        (gpu_uuid,) = record.process_bytes
+        if gpu_uuid != lease.gpu_uuid:
+            moved = await self.loop.leases.rebook(lease, gpu_uuid)
+            if moved is not None:
+                record.gpu_uuid = gpu_uuid
+                await self.loop.switching.tell_again(record, moved)
 
 
 def waits_at_gate(record: KernelRecord, claim: Claim) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ..core.allocation.lease import LeaseEvent, advance, open_lease, resize
 from ..core.model import Lease, LeaseState
@@ -88,6 +89,23 @@ class LeaseBook:
     async def resize(self, kernel_id: str, wanted_bytes: int) -> Lease:
         """Change the size of a lease in use."""
         return await self._put(resize(self._need(kernel_id), wanted_bytes))
+
+    async def renew(self, kernel_id: str, epoch: int) -> Lease | None:
+        """Put a lease under an epoch that its kernel may have heard, and return it."""
+        lease = self.get(kernel_id)
+        if lease is None or lease.epoch >= epoch:
+            return lease
+        return await self._put(replace(lease, epoch=epoch))
+
+    async def rebook(self, granted: Lease, gpu_uuid: str) -> Lease | None:
+        """Put a grant on another GPU, where the kernel's memory turns out to be.
+
+        The kernel has not heard of it, so the epoch stays. ``None`` if the grant is not in force.
+        """
+        lease = self.get(granted.kernel_id)
+        if lease is None or (lease.epoch, lease.state) != (granted.epoch, LeaseState.BOUND):
+            return None
+        return await self._put(replace(lease, gpu_uuid=gpu_uuid))
 
     async def next_epoch_for_suspend(self, kernel_id: str) -> int:
         """Return the epoch that a reclaim of this kernel will carry."""

@@ -14,6 +14,7 @@ from ..core.model import CellRun, Claim, ClusterView, GpuStatus, PolicySettings
 from ..core.plans import Plan
 from ..core.risk import Risk
 from ..errors import ConflictError, GpuPredictError, NotFoundError
+from .caps import Caps
 from .facts import Facts
 from .forecasts import ForecastRounds
 from .halted import Halted
@@ -68,6 +69,7 @@ class ControlLoop:
         self.moves: Moves | None = None
         self.saves: Saves | None = None
         self.checkpoints: Checkpoints | None = None
+        self.caps = Caps(self)
         self.switching = Switching(self)
         self.halted = Halted(self)
         self._emit = emit
@@ -105,6 +107,7 @@ class ControlLoop:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._forecasts.close()
         await self.reconciler.close()
+        await self.caps.close()
         if self._waking is not None:
             self._waking.cancel()
         await asyncio.to_thread(self._writes.write_all)
@@ -169,6 +172,7 @@ class ControlLoop:
         plan = decide(view)
         self.last_view, self.last_plan = view, plan
         await self.reconciler.carry_out(plan)
+        self.caps.refresh()
         self._forecasts.refresh()
 
     # ------------------------------------------------------------------ kernels
@@ -207,6 +211,7 @@ class ControlLoop:
             del self.claims[claim.claim_id]
             self.settle(claim.claim_id, ConflictError(f"kernel {kernel_id} ended: {reason}"))
         self._forecasts.forget(kernel_id)
+        self.caps.forget(kernel_id)
         if self.checkpoints is not None:
             self.checkpoints.forget(kernel_id)
         lease = await self.leases.release(kernel_id)
@@ -379,10 +384,6 @@ class ControlLoop:
     def free_bytes(self, gpu_uuid: str, *, but_for: str | None = None) -> int:
         """Return what nobody holds of a GPU, kernel `but_for` apart, or is on its way to."""
         return free_bytes(self, gpu_uuid, but_for)
-
-    def cap_bytes(self, gpu_uuid: str, kernel_id: str) -> int:
-        """Return what a kernel may take at most: all that nobody else holds."""
-        return max(0, self.free_bytes(gpu_uuid, but_for=kernel_id))
 
     def configure(self, changes: Mapping[str, Any]) -> PolicySettings:
         """Change the live policy's settings."""

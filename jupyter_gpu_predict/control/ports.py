@@ -150,8 +150,17 @@ class KernelPort(Protocol):
         claim_id: str | None,
         restore: bool,
         peaks: Mapping[str, int],
+        checkpointed: bool = False,
+        warm: bool = False,
     ) -> dict[str, Any]:
-        """Tell the kernel its lease; `claim_id` wakes that claim, `restore` brings state back."""
+        """Tell the kernel its lease; `claim_id` wakes that claim, `restore` brings state back.
+
+        With `checkpointed` every cell has to claim from now on, for the driver takes the memory.
+        With `warm` the kernel starts its GPU's context between cells.
+        """
+
+    async def cap(self, cap_bytes: int, timeout_s: float) -> dict[str, Any]:
+        """Change what the kernel's allocator may take at most."""
 
     async def reclaim(self, epoch: int, *, wait: bool) -> dict[str, Any]:
         """Suspend in place; the answer has ``freed_bytes, suspended_bytes, resident_bytes``."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..core.model import Claim, Lease, LeaseState
+from ..core.model import Claim, Lease, LeaseState, Rung
 from ..core.plans import (
     Action,
     Bind,
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class PlanWaitsError(Exception):
+    """What follows in the plan rests on something that goes on in the background."""
+
+
 class Reconciler:
     """Turns actions into requests to kernels; only what succeeded is booked."""
 
@@ -42,6 +46,7 @@ class Reconciler:
         self.loop = loop
         self._background: set[asyncio.Task[None]] = set()
         self._long_work = LongWork(loop)
+        self._freeing_for: set[str] = set()
 
     async def carry_out(self, plan: Plan) -> None:
         """Carry out `plan` in order; stop where it no longer holds and ask for another."""
@@ -51,6 +56,9 @@ class Reconciler:
         except PlanOvertaken as why:
             log.debug("The rest of the plan was dropped: %s", why)
             self.loop.wake()
+        except PlanWaitsError as why:
+            # Its end wakes the loop; until then the others' turns go on.
+            log.debug("The rest of the plan waits: %s", why)
 
     async def close(self) -> None:
         """Cancel what runs in the background."""
@@ -91,8 +99,8 @@ class Reconciler:
             raise PlanOvertaken("the claim is gone, or its kernel at work")
         before = loop.leases.get(action.kernel_id)
         lease = await loop.leases.bind(action.kernel_id, action.gpu_uuid, action.bytes)
-        if action.kernel_id not in loop.kernels:
-            await loop.leases.release(action.kernel_id)
+        if loop.kernels.get(action.kernel_id) is not record:
+            await self._unbind(record, lease, None)
             raise PlanOvertaken("the kernel ended meanwhile")
         grant = self._grant(action, claim, record, lease, before.state if before else None)
         if waits_at_gate(record, claim) and not record.checkpointed:
@@ -108,6 +116,11 @@ class Reconciler:
                 await grant
             except PlanOvertaken as why:
                 loop.settle(claim.claim_id, ConflictError(f"claim {claim.claim_id}: {why}"))
+            except BaseException:
+                # Or whoever waits for the claim would wait for ever.
+                failed = f"claim {claim.claim_id} was cut short; make it again"
+                loop.settle(claim.claim_id, ConflictError(failed))
+                raise
             finally:
                 record.working = None
                 loop.wake()
@@ -135,18 +148,23 @@ class Reconciler:
             c.kernel_id == record.kernel_id and c.origin == "cell" for c in loop.claims.values()
         )
         halted = record.preempted_s is not None
+        cap = await loop.caps.make_room(record, lease.gpu_uuid)
         if record.checkpointed:
             try:
-                await loop.switching.resume(record, lease)
+                _, back = await loop.switching.resume(record, lease)
             except GpuPredictError as error:
-                await self._unbind(record, before)
+                await self._unbind(record, lease, before)
                 await self._not_resumed(record, claim, error)
                 raise PlanOvertaken(str(error)) from error
+            if loop.kernels.get(record.kernel_id) is not record:
+                raise PlanOvertaken("the kernel ended meanwhile")
+            if back.gpu_uuid != lease.gpu_uuid:
+                lease, cap = back, await loop.caps.make_room(record, back.gpu_uuid)
         try:
             await tell_lease(
                 record,
                 lease,
-                loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
+                cap,
                 claim_id=claim.claim_id if cell else None,
                 # A cell that waits brings the state back by itself, once its own claim is granted.
                 restore=not cell and record.suspended_bytes > 0 and not waits and not halted,
@@ -157,8 +175,10 @@ class Reconciler:
             if halted:
                 log.warning("Kernel %s did not hear of its lease: %s", record.kernel_id, error)
             else:
-                await self._unbind(record, before)
+                await self._unbind(record, lease, before)
                 raise PlanOvertaken(str(error)) from error
+        else:
+            loop.caps.confirm(record.kernel_id, cap)
         if cell:
             record.granted_s = loop.clock()
         loop.claims.pop(claim.claim_id, None)
@@ -197,27 +217,46 @@ class Reconciler:
         except GpuPredictError as error:
             log.warning("Kernel %s was not told: %s", record.kernel_id, error)
 
-    async def _unbind(self, record: KernelRecord, before: LeaseState | None) -> None:
-        """Put a lease that nobody took back to what it was."""
-        loop = self.loop
-        if record.kernel_id not in loop.kernels:
-            await loop.leases.release(record.kernel_id)
+    async def _unbind(
+        self, record: KernelRecord, granted: Lease, before: LeaseState | None
+    ) -> None:
+        """Put a lease that nobody took back to what it was; one granted since then stays."""
+        loop, kernel_id = self.loop, record.kernel_id
+
+        def in_force() -> Lease | None:
+            lease = loop.leases.get(kernel_id)
+            return lease if lease is not None and lease.epoch == granted.epoch else None
+
+        lease = in_force()
+        if lease is None:
+            return
+        if kernel_id not in loop.kernels:
+            await loop.leases.release(kernel_id)
+        elif loop.kernels[kernel_id] is not record:
+            return
         elif before is LeaseState.SUSPENDED and record.suspended_bytes > 0:
-            epoch = await loop.leases.next_epoch_for_suspend(record.kernel_id)
-            await loop.leases.suspend(record.kernel_id, epoch, record.used_bytes)
+            epoch = await loop.leases.next_epoch_for_suspend(kernel_id)
+            if in_force() is not None:
+                await loop.leases.suspend(kernel_id, epoch, record.used_bytes)
         elif before is None:
-            await loop.leases.release(record.kernel_id)
-        elif (lease := loop.leases.get(record.kernel_id)) is not None:
-            await loop.leases.resize(record.kernel_id, min(lease.bytes, record.used_bytes))
+            await loop.leases.release(kernel_id)
+        else:
+            await loop.leases.resize(kernel_id, min(lease.bytes, record.used_bytes))
 
     async def _prebind(self, action: Prebind) -> None:
         loop = self.loop
         record = self._idle(action.kernel_id)
         if record.suspended_bytes == 0:
             expires = loop.clock() + loop.settings.reservation_s
-            await loop.leases.reserve(record.kernel_id, action.gpu_uuid, action.bytes, expires)
-            self.loop.prebound(record, action.gpu_uuid, action.bytes, 0, action.reason)
+            lease = await loop.leases.reserve(
+                record.kernel_id, action.gpu_uuid, action.bytes, expires
+            )
+            loop.prebound(record, action.gpu_uuid, action.bytes, 0, action.reason)
+            if not loop.backend.simulated:
+                self.spawn(self._warm_up(record, lease))
             return
+        if record.checkpointed and loop.clock() < record.no_resume_before_s:
+            return  # it has just failed to come back
         record.working = "prebind"
         try:
             lease = await loop.leases.bind(record.kernel_id, action.gpu_uuid, action.bytes)
@@ -228,25 +267,42 @@ class Reconciler:
         async def restore() -> None:
             brought = 0
             try:
+                cap = await loop.caps.make_room(record, lease.gpu_uuid)
                 if record.checkpointed:
-                    brought = (await loop.switching.resume(record, lease)).bytes
+                    done, back = await loop.switching.resume(record, lease)
+                    brought = done.bytes
+                    if back.gpu_uuid != lease.gpu_uuid:
+                        cap = await loop.caps.make_room(record, back.gpu_uuid)
+                else:
+                    back = lease
                 answer = await tell_lease(
                     record,
-                    lease,
-                    loop.cap_bytes(lease.gpu_uuid, record.kernel_id),
+                    back,
+                    cap,
                     restore=record.suspended_bytes > 0,
                     peaks=record.peaks,
                 )
             except GpuPredictError as error:
                 log.warning("Pre-bind of kernel %s failed: %s", record.kernel_id, error)
-                record.working = None
-                await self._unbind(record, LeaseState.SUSPENDED)
+                await self._unbind(record, lease, LeaseState.SUSPENDED)
                 return
-            record.working = None
+            finally:
+                record.working = None
+            if loop.kernels.get(record.kernel_id) is not record:
+                return
+            loop.caps.confirm(record.kernel_id, cap)
             restored = brought + int(answer.get("restored_bytes", 0))
-            loop.prebound(record, action.gpu_uuid, action.bytes, restored, action.reason)
+            loop.prebound(record, back.gpu_uuid, action.bytes, restored, action.reason)
 
         self.spawn(restore())
+
+    async def _warm_up(self, record: KernelRecord, lease: Lease) -> None:
+        """Have a kernel start its GPU's context while nobody waits for it."""
+        try:
+            # What is set aside is not granted yet: its cells claim as before.
+            await tell_lease(record, replace(lease, bytes=0), warm=True)
+        except GpuPredictError as error:
+            log.warning("Kernel %s was not warmed up: %s", record.kernel_id, error)
 
     async def _resize(self, action: Resize) -> None:
         loop = self.loop
@@ -263,9 +319,11 @@ class Reconciler:
             reason=action.reason,
         )
         try:
-            await tell_lease(record, lease, loop.cap_bytes(lease.gpu_uuid, record.kernel_id))
+            cap = await loop.caps.make_room(record, lease.gpu_uuid)
+            await tell_lease(record, lease, cap)
         except GpuPredictError as error:
             raise PlanOvertaken(str(error)) from error
+        loop.caps.confirm(record.kernel_id, cap)
 
     async def _queue(self, action: Queue) -> None:
         loop = self.loop
@@ -313,6 +371,29 @@ class Reconciler:
     # ------------------------------------------------------------------ taking back
 
     async def _reclaim(self, action: Reclaim) -> None:
+        if action.for_kernel_id in self._freeing_for:
+            # What comes free for it is not booked yet, so the plan would take from others too.
+            raise PlanWaitsError(f"memory comes free for kernel {action.for_kernel_id}")
+        if action.rung is Rung.IN_PLACE:
+            await self._suspend(action)
+            return
+        # The driver and its helper take seconds, for which the others' claims must not wait.
+        if action.for_kernel_id is not None:
+            self._freeing_for.add(action.for_kernel_id)
+
+        async def suspend() -> None:
+            try:
+                await self._suspend(action)
+            except PlanOvertaken as why:
+                log.debug("Kernel %s was not suspended: %s", action.kernel_id, why)
+            finally:
+                self._freeing_for.discard(action.for_kernel_id or "")
+                self.loop.wake()
+
+        self.spawn(suspend())
+        raise PlanWaitsError(f"the driver takes kernel {action.kernel_id}")
+
+    async def _suspend(self, action: Reclaim) -> None:
         await self.loop.switching.suspend(
             action.kernel_id,
             action.reason,

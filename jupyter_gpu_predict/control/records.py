@@ -85,6 +85,8 @@ class KernelRecord:
     """Since when Jupyter has seen it at work on any message."""
     checkpointed: bool = False
     """Whether the driver holds it."""
+    switches: int = 0
+    """How often the driver has taken it or brought it back."""
     used_before: tuple[int, int] | None = None
     """`used_bytes` and `suspended_bytes` before the driver took it, if that is known."""
     preempted_s: float | None = None
@@ -114,12 +116,14 @@ class KernelRecord:
         """Note that the driver took the kernel off its GPU."""
         self.used_before = self.used_bytes, self.suspended_bytes
         self.checkpointed = True
+        self.switches += 1
         self.used_bytes, self.suspended_bytes = left_bytes, freed_bytes
 
     def given_back(self, brought_bytes: int) -> None:
         """Note that the driver has brought the kernel back."""
         self.used_bytes, self.suspended_bytes = self.used_before or (brought_bytes, 0)
         self.checkpointed, self.used_before = False, None
+        self.switches += 1
         self.failed_resumes, self.no_resume_before_s = 0, 0.0
 
     def resume_failed(self, now_s: float) -> None:

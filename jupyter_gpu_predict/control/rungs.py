@@ -42,8 +42,15 @@ def why_no_checkpoint(loop: ControlLoop, record: KernelRecord, *, mid_cell: bool
     """Return why the driver cannot suspend a kernel now."""
     if loop.checkpoints is None:
         return NO_DRIVER
-    if mid_cell and record.gpu_processes > 1:
+    if record.gpu_processes > 1:
         return f"{record.gpu_processes} GPU processes of it may be talking to each other"
+    if len(record.process_bytes) > 1:
+        # Its lease, and so its claim for the way back, is about one of them.
+        return f"it has memory on {len(record.process_bytes)} GPUs"
+    if loop.operations.saving(record.kernel_id):
+        return "a snapshot of it is being taken"
+    if not mid_cell and (keeps := record.keeps(loop.clock())):
+        return keeps
     return loop.checkpoints.why_not(record.kernel_id, mid_cell=mid_cell)
 
 

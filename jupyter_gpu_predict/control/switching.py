@@ -77,9 +77,11 @@ class Switching:
                         raise PlanOvertaken(str(error)) from error
                     reason = f"{reason}; in place, because: {error}"
                     rung = Rung.IN_PLACE
+                    epoch = await loop.leases.next_epoch_for_suspend(kernel_id)
                     told = await self._in_place(record, epoch, wait=wait)
         finally:
             record.working = None
+        self._check_there(record)
         record.measured_s = loop.clock()
         record.prebound = None
         await loop.leases.suspend(kernel_id, epoch, record.used_bytes)
@@ -129,6 +131,7 @@ class Switching:
             answer = await record.port.reclaim(epoch, wait=wait)
         except GpuPredictError as error:
             record.keep(str(error), self.loop.clock())
+            await self._renew(record, epoch)
             raise PlanOvertaken(str(error)) from error
         freed = int(answer["freed_bytes"])
         record.used_bytes = int(answer["resident_bytes"])
@@ -170,15 +173,23 @@ class Switching:
             If the kernel did not listen, or the driver may hold it half way.
         """
         loop, root = self.loop, record.port.pid
-        if root is None:
+        if root is None or not await record.port.alive():
             raise PlanOvertaken("the kernel has no process")
         if not mid_cell:
             # Told first: once the driver has it, a call of the agent's to CUDA would not return.
             try:
-                await tell_lease(record, replace(lease, bytes=0, epoch=epoch))
+                now = replace(lease, bytes=0, epoch=epoch)
+                await tell_lease(record, now, checkpointed=True)
             except GpuPredictError as error:
                 record.keep(str(error), loop.clock())
+                kept = await self._renew(record, epoch)
+                if kept is not None and not isinstance(error, RefusedError):
+                    # It may hear that yet, and hears this after it.
+                    loop.reconciler.spawn(self.tell_again(record, kept))
                 raise PlanOvertaken(str(error)) from error
+        await loop.caps.park(record, lease.gpu_uuid)
+        if not mid_cell and _may_run(record):
+            raise PlanOvertaken("it runs a cell")
         try:
             done = await self._driver.suspend(
                 record.kernel_id, root, mid_cell=mid_cell, to_other_gpu=to_other_gpu
@@ -190,27 +201,48 @@ class Switching:
                 if mid_cell:
                     record.preempted_s = loop.clock()
                     record.burst.halt(record.preempted_s)
+                await self._renew(record, epoch)
             else:
-                await self.tell_again(record, replace(lease, epoch=epoch))
+                await self._as_before(record, epoch)
             loop.event("checkpoint_failed", kernel_id=record.kernel_id, reason=str(error))
             raise PlanOvertaken(str(error)) from error
         except CheckpointRefusedError:
-            await self.tell_again(record, replace(lease, epoch=epoch))
+            await self._as_before(record, epoch)
             raise
         except GpuPredictError as error:
             # Nothing was touched: e.g. its record could not be written down.
-            await self.tell_again(record, replace(lease, epoch=epoch))
+            await self._as_before(record, epoch)
             raise PlanOvertaken(str(error)) from error
+        self._check_there(record)
         record.held_by_driver(done.bytes, done.left_bytes)
         record.kept = []
         loop.speeds.learned(Transfer.CHECKPOINT, done.bytes, done.seconds)
         loop.speeds.learned(Transfer.HELPER, 0, done.overhead_s)
         return done
 
-    async def tell_again(self, record: KernelRecord, lease: Lease) -> None:
+    def _check_there(self, record: KernelRecord) -> None:
+        loop, kernel_id = self.loop, record.kernel_id
+        if loop.kernels.get(kernel_id) is not record or loop.leases.get(kernel_id) is None:
+            raise PlanOvertaken("the kernel ended meanwhile")
+
+    async def _renew(self, record: KernelRecord, epoch: int) -> Lease | None:
+        """Book the epoch that a kernel may have heard: what is older is refused there as stale."""
+        if self.loop.kernels.get(record.kernel_id) is not record:
+            return None
+        return await self.loop.leases.renew(record.kernel_id, epoch)
+
+    async def _as_before(self, record: KernelRecord, epoch: int) -> None:
+        """Tell a kernel the lease that it keeps after all, under the epoch it may have heard."""
+        kept = await self._renew(record, epoch)
+        if kept is not None:
+            await self.tell_again(record, kept)
+
+    async def tell_again(
+        self, record: KernelRecord, lease: Lease, *, checkpointed: bool = False
+    ) -> None:
         """Tell a kernel its lease; one that does not listen goes on with what it knows."""
         try:
-            await tell_lease(record, lease)
+            await tell_lease(record, lease, checkpointed=checkpointed)
         except GpuPredictError as error:
             log.warning("Kernel %s did not hear of its lease: %s", record.kernel_id, error)
 
@@ -222,8 +254,11 @@ class Switching:
 
     # ------------------------------------------------------------------ back
 
-    async def resume(self, record: KernelRecord, lease: Lease) -> Resumed:
+    async def resume(self, record: KernelRecord, lease: Lease) -> tuple[Resumed, Lease]:
         """Have the driver bring a kernel back on the GPU of its lease.
+
+        Where a move was booked that the driver does not make, it comes back where it was, and the
+        lease, which is returned, with it.
 
         Raises
         ------
@@ -232,13 +267,13 @@ class Switching:
         """
         loop = self.loop
         homes = self._driver.gpus(record.kernel_id)
-        away = {home: lease.gpu_uuid for home in homes if home != lease.gpu_uuid}
+        # Which of several GPUs the lease is about is not known: they stay as they were.
+        home = next(iter(homes)) if len(homes) == 1 else lease.gpu_uuid
         try:
-            done = await self._driver.resume(
-                # Which of several GPUs the lease is about is not known: they stay as they were.
-                record.kernel_id,
-                gpu_map=away if len(homes) == 1 and away else None,
-            )
+            if home == lease.gpu_uuid:
+                done = await self._driver.resume(record.kernel_id)
+            else:
+                done, lease = await self._resume_away(record, lease, home)
         except GpuPredictError as error:
             record.resume_failed(loop.clock())
             loop.event("checkpoint_failed", kernel_id=record.kernel_id, reason=str(error))
@@ -253,7 +288,28 @@ class Switching:
             seconds=done.seconds,
             rung=Rung.DRIVER_CHECKPOINT.value,
         )
-        return done
+        return done, lease
+
+    async def _resume_away(
+        self, record: KernelRecord, lease: Lease, home: str
+    ) -> tuple[Resumed, Lease]:
+        """Bring a kernel back on another GPU than it had, or else on the one it had."""
+        try:
+            gpu_map = {home: lease.gpu_uuid}
+            return await self._driver.resume(record.kernel_id, gpu_map=gpu_map), lease
+        except (CheckpointRefusedError, CheckpointFailedError) as error:
+            there = [s for s in self.loop.statuses if s.uuid == home and not s.lost]
+            room = bool(there) and lease.bytes <= self.loop.free_bytes(home)
+            # Where the other GPU is full the move may still come; else it never will.
+            if not there or (error.why == "device_memory" and not room):
+                raise
+            if self.loop.kernels.get(record.kernel_id) is not record:
+                raise
+            rebooked = await self.loop.leases.rebook(lease, home)
+            if rebooked is None or not room:
+                raise
+            log.warning("Kernel %s comes back where it was: %s", record.kernel_id, error)
+        return await self._driver.resume(record.kernel_id), rebooked
 
     def is_back(self, record: KernelRecord, done: Resumed) -> None:
         """Note that the driver has brought a kernel back."""
@@ -295,7 +351,7 @@ class Switching:
         except (GpuPredictError, PlanOvertaken) as error:
             await loop.leases.end_move(record.kernel_id, None)
             if out is not None:
-                await self._stay(record, lease, epoch)
+                await self._stay(record, epoch)
             raise ConflictError(f"kernel {record.kernel_id} stays where it is: {error}") from error
         self.is_back(record, done)
         moved = await loop.leases.end_move(
@@ -306,16 +362,22 @@ class Switching:
         record.gpu_uuid = target_uuid
         return out.seconds + out.overhead_s + done.seconds + done.overhead_s
 
-    async def _stay(self, record: KernelRecord, lease: Lease, epoch: int) -> None:
+    async def _stay(self, record: KernelRecord, epoch: int) -> None:
         """Bring a kernel that could not come back elsewhere back where it was."""
         try:
             self.is_back(record, await self._driver.resume(record.kernel_id))
         except GpuPredictError as error:
             log.warning("Kernel %s stays with the driver: %s", record.kernel_id, error)
             record.resume_failed(self.loop.clock())
-            await self.loop.leases.suspend(record.kernel_id, epoch, record.used_bytes)
+            if self.loop.leases.get(record.kernel_id) is not None:
+                await self.loop.leases.suspend(record.kernel_id, epoch, record.used_bytes)
             return
-        await self.tell_again(record, replace(lease, epoch=epoch))
+        await self._as_before(record, epoch)
+
+
+def _may_run(record: KernelRecord) -> bool:
+    """Whether a kernel that cannot be asked may be running a cell, by what Jupyter sees."""
+    return not record.port.has_agent and record.shell_busy_s is not None
 
 
 async def tell_lease(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import contextlib
 import os
-import re
-import sys
 import threading
 import time
 import uuid
@@ -15,24 +12,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.trace.digest import source_digest
 from ..errors import GpuPredictError, KernelLinkError, StaleEpochError
+from .caps import Cap
 from .gate import ClaimRefused, Gate, Grant, install_refusal, refusing
+from .growth import Growth
 from .guard import install_guards
 from .link import KernelLink
-from .memory import device_in_use, device_module
+from .memory import device_in_use
 from .messages import DemandMessage, StateMessage
-from .needs import stated_in
+from .needs import Need
 from .orphan import OrphanWatch
 from .recorder import Recorder
+from .returning import Returning
 from .saves import Saves
 from .views import show_offer
+from .wants import Wants
 
 _INTERRUPTED = "It was interrupted before it began; the cell did not run."
-
-_MENTIONS = re.compile(
-    r"\b(torch|cuda|cupy|jax|tensorflow|keras|cudf|cuml|numba|triton|transformers|lightning|xgboost)\b"
-)
 
 
 @dataclass(frozen=True)
@@ -71,21 +67,12 @@ class AgentConfig:
 
 @dataclass
 class LeaseNote:
-    """What the kernel knows of its lease."""
+    """What the kernel knows of its lease; `checkpointed`: the driver has the memory."""
 
     gpu_uuid: str | None
     bytes: int
     epoch: int
-
-
-@dataclass
-class Stated:
-    """What the user stated with `%gpu need` or `%%gpu need`."""
-
-    bytes: int = 0
-    priority: int = 0
-    affinity: str | None = None
-    critical: bool = False
+    checkpointed: bool = False
 
 
 class Agent:
@@ -97,13 +84,17 @@ class Agent:
         self.config = config
         self.lease = LeaseNote(config.gpu_uuid, config.lease_bytes, config.epoch)
         self.peaks = dict(config.peaks)
-        self.stated = Stated()
+        self.stated = Need()
+        self.cap = Cap(config.device)
+        self.wants = Wants(self)
+        self.growth = Growth(self)
         self.environ_at_start = dict(os.environ)
         self.lock = threading.RLock()
         self.active = 0
         self.held = False
         self._unheld: asyncio.Event | None = None
         self._offloader: Any = None
+        self.returning = Returning(self)
         self.link = KernelLink(self.kernel)
         self.gate = Gate(self.link, config.claim_deadline_s)
         self.recorder = Recorder(self)
@@ -128,6 +119,8 @@ class Agent:
         requests.register(self)
         register(self.shell, self)
         install_export_tracking()
+        self.cap.install()
+        self.growth.install()
         self.orphan_watch.start()
 
     # ------------------------------------------------------------------ state
@@ -138,18 +131,22 @@ class Agent:
         if self._offloader is None:
             from .offload import Offloader
 
-            self._offloader = Offloader(self.config.device, self.config.spill_dir)
+            self._offloader = Offloader(
+                self.config.device, self.config.spill_dir, last_use=self.returning.last_use
+            )
         return self._offloader
 
     @property
     def suspended(self) -> bool:
         """Whether device memory of this kernel was taken back."""
-        return self._offloader is not None and self._offloader.suspended_bytes > 0
+        return self.suspended_bytes > 0
 
     @property
     def suspended_bytes(self) -> int:
         """Bytes that were taken back and wait in host memory."""
-        return self._offloader.suspended_bytes if self._offloader is not None else 0
+        if self._offloader is None or self.returning.active:
+            return 0
+        return int(self._offloader.suspended_bytes)
 
     def check_epoch(self, epoch: int) -> None:
         """Refuse a command older than the newest this kernel has seen."""
@@ -218,9 +215,10 @@ class Agent:
         started = time.monotonic()
         try:
             with refusing(why):
-                reply = await self._inner_execute(code, silent, *args, **kwargs)
+                reply = await self.growth.run(self._inner_execute, code, silent, *args, **kwargs)
         finally:
             self.touching(-1)
+            self.returning.soon()
             # An interrupt that comes now comes too late, and must not cost the cell its reply.
             late = contextlib.suppress(KeyboardInterrupt)
             with late, self._never_in_the_way("the end of a cell"):
@@ -239,6 +237,8 @@ class Agent:
                         show_offer(self.kernel, self.offer, code)
                     self.saves.before_cell(code)
             with self._never_in_the_way("the start of a cell"):
+                if not silent:
+                    self.returning.uses.note(code)
                 self.recorder.begin(None if silent else code, cell_id)
         except KeyboardInterrupt:
             # Raised on, it would cost the cell its reply, and what is queued behind it would run.
@@ -255,10 +255,10 @@ class Agent:
 
     async def _admit(self, code: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Let the cell in once its memory is there; counts it as touching on return."""
-        stated = self._stated_by(code)
+        stated = self.wants.stated_by(code)
         while True:
             with self.lock:
-                wanted = self._wanted_bytes(code, args, kwargs, stated.bytes)
+                wanted = self.wants.bytes(code, args, kwargs, stated.bytes)
                 if wanted is None:
                     self.active += 1
                     return
@@ -274,47 +274,11 @@ class Agent:
                     self._take(grant)
                 except StaleEpochError:
                     continue  # taken back again before this cell could begin
-                self.restore_now("cell")
+                self.restore_now("cell", code)
                 self.active += 1
                 return
 
-    def _wanted_bytes(
-        self, code: str, args: tuple[Any, ...], kwargs: dict[str, Any], stated: int
-    ) -> int | None:
-        """Return the bytes to claim before `code` runs, or ``None`` to run it at once."""
-        if threading.current_thread() is self.kernel.control_thread:
-            return None
-        expressions = kwargs.get("user_expressions") or (args[1] if len(args) > 1 else None)
-        if self.suspended:
-            if not expressions and not self._runs(code):
-                return None
-            resident = self.recorder.used_bytes
-            return max(self.suspended_bytes + resident, self._expected(code), stated)
-        if not stated and "torch" not in sys.modules and not _MENTIONS.search(code):
-            return None
-        expected = max(self._expected(code), stated)
-        if expected > self.lease.bytes or self.lease.gpu_uuid is None:
-            return max(expected, self.recorder.used_bytes, 1) if self._runs(code) else None
-        return None
-
-    def _expected(self, code: str) -> int:
-        return self.peaks.get(source_digest(code), 0)
-
-    def _stated_by(self, code: str) -> Stated:
-        """Return what the cell states in itself, or else what the user stated before."""
-        need = stated_in(code) if "%gpu" in code else None
-        if need is None:
-            return self.stated
-        return Stated(need.bytes, need.priority, need.affinity, need.critical)
-
-    def _runs(self, code: str) -> bool:
-        """Whether `code` is something that runs; a syntax error must not wait for a GPU."""
-        try:
-            return bool(ast.parse(self.shell.transform_cell(code)).body)
-        except Exception:
-            return False
-
-    def _affinity(self, stated: Stated | None = None) -> str | None:
+    def _affinity(self, stated: Need | None = None) -> str | None:
         if device_in_use(self.config.device) is not None:
             # CUDA_VISIBLE_DEVICES has no effect any more in this process.
             return self.lease.gpu_uuid
@@ -327,22 +291,12 @@ class Agent:
         if device != "simulated" and device_in_use(device) is None:
             os.environ["CUDA_VISIBLE_DEVICES"] = grant.gpu_uuid
 
-    def cap(self, cap_bytes: int | None) -> None:
-        """Let torch's allocator take at most `cap_bytes`; queued, since it would start CUDA."""
-        module = device_module(self.config.device)
-        if cap_bytes is None or module is None:
-            return
-
-        def apply() -> None:
-            total = module.get_device_properties(0).total_memory
-            module.set_per_process_memory_fraction(min(1.0, cap_bytes / total), 0)
-
-        module._lazy_call(apply)
-
     # ------------------------------------------------------------------ memory
 
-    def restore_now(self, cause: str) -> bool:
+    def restore_now(self, cause: str, code: str | None = None) -> bool:
         """Bring suspended state back in this thread; true when nothing is suspended any more.
+
+        For a cell's `code` only what it names comes back at once, and the rest between cells.
 
         Where it cannot come back now, e.g. under the hands of a thread, tensors go on working on
         their host copy.
@@ -351,7 +305,9 @@ class Agent:
             if not self.suspended:
                 return True
             try:
-                report = self.offloader.restore()
+                report = (
+                    self.offloader.restore() if code is None else self.returning.restore_for(code)
+                )
             except GpuPredictError as error:
                 self.kernel.log.warning("gpu-predict: %s runs on the host copy: %s", cause, error)
                 return False

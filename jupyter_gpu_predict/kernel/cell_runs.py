@@ -144,6 +144,49 @@ class CellRuns:
             )
             self._state_of = self._number
 
+    def why_not_again(self) -> str | None:
+        """Return why the cell that runs in this thread must not be run anew from its start.
+
+        ``None`` if nothing shows so far that it ran: it had no effect, and all that it may have
+        used is provably as it was.
+        """
+        found: tuple[_Open, str | None] | None = getattr(self._running, "run", None)
+        if found is None:
+            return "it was not observed"
+        run, namespace = found[0], self.shell.user_ns
+        with self._lock:
+            if run.watch.effects:
+                return f"it {next(iter(run.watch.effects))}"
+            if not run.alone or any(t not in run.threads for t in threading.enumerate()):
+                return "something else runs beside it"
+            names, identities = list(namespace), list(map(_identity, namespace.values()))
+            changed, removed = _differences(run.names, run.identities, names, identities)
+            before = {*run.names}
+            for name in (*removed, *self._own(n for n in changed if n in before)):
+                if not _NOT_USERS.fullmatch(name):
+                    return f"it bound {name!r} anew"
+            if len(run.looked_at) >= _MAX_NAMES:
+                return "it uses too many names"
+            now = _marks(namespace, run.looked_at)
+            for name in run.looked_at:
+                same = name in run.before and now.get(name) == run.before[name]
+                if not same and not _cannot_change(namespace[name], namespace):
+                    return f"{name!r} may have changed"
+            states = generator_states()
+            for name, state in states.items():
+                unused = name not in self._states and unused_since_import(name, state)
+                if not unused and self._states.get(name) != state:
+                    return "it drew random numbers"
+        return None
+
+    def unbind_new(self) -> None:
+        """Take away the names that the cell which runs in this thread has made so far."""
+        found: tuple[_Open, str | None] | None = getattr(self._running, "run", None)
+        if found is not None:
+            before, namespace = {*found[0].names}, self.shell.user_ns
+            for name in self._own([n for n in namespace if n not in before]):
+                del namespace[name]
+
     def _look(self, source: str, namespace: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
         """Return the names that a cell may read, and marks of their values.
 
@@ -301,6 +344,16 @@ def _differences(
     now = dict(zip(names_now, identities_now, strict=False))
     changed = [name for name, identity in now.items() if before.get(name) != identity]
     return changed, [name for name in before if name not in now]
+
+
+def _cannot_change(value: Any, namespace: Mapping[str, Any]) -> bool:
+    """Whether running a cell that names `value` leaves it as it is: an installed library's code."""
+    if type(value) is FunctionType and value.__globals__ is namespace:
+        code = value.__code__
+        plain = not any(hasattr(constant, "co_names") for constant in code.co_consts)
+        return plain and not (value.__closure__ or value.__defaults__ or value.__kwdefaults__)
+    kind = kind_of(value)
+    return kind == "atom" or (kind.startswith("code:") and not kind.startswith("code:__main__."))
 
 
 def _marks(namespace: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

@@ -45,7 +45,14 @@ class Grant:
 
 
 class ClaimRefused(Exception):  # noqa: N818 - it is what happened, not a fault of ours
-    """A claim that ended without a grant; the message is for the user."""
+    """A claim that ended without a grant; the message is for the user.
+
+    `waited_for` is what the server last said of a claim that nobody refused: who holds the memory.
+    """
+
+    def __init__(self, message: str, waited_for: str | None = None) -> None:
+        super().__init__(message)
+        self.waited_for = waited_for
 
 
 def install_refusal(shell: Any) -> None:
@@ -99,6 +106,7 @@ class Gate:
         self.deadline_s = deadline_s
         self._waiting: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Future[Grant]]] = {}
         self._notes: dict[str, WaitNote] = {}
+        self._reasons: dict[str, str] = {}
 
     @property
     def waiting(self) -> bool:
@@ -153,18 +161,21 @@ class Gate:
                 return await asyncio.wait_for(granted, deadline_s)
         except asyncio.CancelledError:
             raise ClaimRefused(
-                "The wait for GPU memory was interrupted; the cell did not run."
+                "The wait for GPU memory was interrupted; the cell did not run.",
+                "The wait for it was interrupted.",
             ) from None
         except asyncio.TimeoutError:
             why = "deadline"
             raise ClaimRefused(
                 f"No {_mib(wanted_bytes)} of GPU memory within {deadline_s:g} s; the cell did not "
                 "run. Run it again, ask for less, or raise the deadline "
-                "(GpuPredict.claim_deadline_s)."
+                "(GpuPredict.claim_deadline_s).",
+                self._reasons.get(message.claim_id, f"It was not there within {deadline_s:g} s."),
             ) from None
         finally:
             repeat.cancel()
             del self._waiting[message.claim_id]
+            self._reasons.pop(message.claim_id, None)
             if note is not None:
                 del self._notes[message.claim_id]
                 note.clear()
@@ -193,9 +204,11 @@ class Gate:
 
     def queued(self, claim_id: str, position: int, wait_s: float | None, reason: str) -> bool:
         """Show the claim's place in the queue in its cell's output area."""
-        note = self._notes.get(claim_id)
-        if note is None:
-            return claim_id in self._waiting
+        waits, note = claim_id in self._waiting, self._notes.get(claim_id)
+        if waits:
+            self._reasons[claim_id] = reason
+        if note is None or not waits:
+            return waits
         loop, _ = self._waiting[claim_id]
         loop.call_soon_threadsafe(note.show, position, wait_s, reason)
         return True

@@ -199,10 +199,8 @@ class Commands(SessionCommands):
 
     def do_need(self, words: str) -> GpuResult:
         """State what the next cells need; the gate has claimed it before this cell began."""
-        from .agent import Stated
-
-        need, agent = parse_need(words), self._link()
-        agent.stated = Stated(need.bytes, need.priority, need.affinity, need.critical)
+        need = parse_need(words)
+        self._link().stated = need
         return GpuResult(f"The next cells claim {format_bytes(need.bytes)}.", data=need)
 
     def do_pin(self, _: str) -> GpuResult:

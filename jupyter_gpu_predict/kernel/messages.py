@@ -74,8 +74,10 @@ class DescribeRequest(Message):
 class BindRequest(Message):
     """Tell the kernel its lease, answer a claim, bring suspended state back.
 
-    `bytes` is the lease, `cap_bytes` what the allocator may take at most (CUDA only), `peaks` the
-    expected peak bytes by cell digest.
+    `bytes` is the lease, `cap_bytes` what the allocator may take at most (not for simulated GPUs),
+    `peaks` the expected peak bytes by cell digest. `checkpointed` says that the driver is about to
+    take the kernel's memory, so that every cell has to claim first. With `warm` the device's
+    context is started between cells.
     """
 
     msg_type: ClassVar[str] = "gpu_bind_request"
@@ -87,6 +89,19 @@ class BindRequest(Message):
     restore: bool = False
     deadline_s: float = 60.0
     peaks: dict[str, int] = field(default_factory=dict)
+    checkpointed: bool = False
+    warm: bool = False
+
+
+@dataclass(frozen=True)
+class CapRequest(Message):
+    """Change what the kernel's allocator may take at most; answered also while a cell runs.
+
+    The answer has ``reserved_bytes``, what the allocator has now.
+    """
+
+    msg_type: ClassVar[str] = "gpu_cap_request"
+    cap_bytes: int
 
 
 @dataclass(frozen=True)
@@ -219,6 +234,7 @@ class AnswerRequest(Message):
 REQUESTS: tuple[type[Message], ...] = (
     DescribeRequest,
     BindRequest,
+    CapRequest,
     ReclaimRequest,
     QueueRequest,
     RefuseRequest,

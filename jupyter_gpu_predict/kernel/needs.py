@@ -18,7 +18,7 @@ _LINE = re.compile(r"^[ \t]*%%?gpu[ \t]+need[ \t]+(?P<words>.*)$", re.MULTILINE)
 class Need:
     """What the user stated."""
 
-    bytes: int
+    bytes: int = 0
     priority: int = 0
     affinity: str | None = None
     critical: bool = False

@@ -89,20 +89,23 @@ class Recorder:
         self.running_digest = None
         peak = self.meter.end()
         end_s = time.time()
-        self.used_bytes = peak.end_bytes
-        if peak.peak_bytes:
-            self.agent.peaks[run.digest] = peak.peak_bytes
+        # What still waits in host memory is the kernel's again, and its place is kept.
+        left = self.agent.returning.left_bytes
+        self.used_bytes = peak.end_bytes + left
+        peak_bytes = peak.peak_bytes + left
+        if peak_bytes:
+            self.agent.peaks[run.digest] = peak_bytes
         self._ended.append(
             CellRunMessage(
                 cell_id=run.cell_id,
                 digest=run.digest,
                 start_s=run.start_s,
                 end_s=end_s,
-                peak_bytes=peak.peak_bytes,
-                end_bytes=peak.end_bytes,
+                peak_bytes=peak_bytes,
+                end_bytes=self.used_bytes,
                 peak_source=peak.source,
                 host_peak_bytes=peak.host_peak_bytes,
-                busy_s=end_s - run.start_s if peak.peak_bytes else 0.0,
+                busy_s=end_s - run.start_s if peak_bytes else 0.0,
                 outcome=outcome,
             )
         )
@@ -126,7 +129,7 @@ class Recorder:
 
     def measure(self) -> int:
         """Measure the device memory in use now, exactly."""
-        self.used_bytes = self.meter.refresh()
+        self.used_bytes = self.meter.refresh() + self.agent.returning.left_bytes
         return self.used_bytes
 
     def _settle(self, *, exact: bool) -> None:

@@ -30,6 +30,7 @@ def register(agent: Agent) -> None:
     handlers = Requests(agent)
     link.on(m.DescribeRequest, handlers.describe)
     link.on(m.BindRequest, handlers.bind)
+    link.on(m.CapRequest, handlers.cap)
     link.on(m.ReclaimRequest, handlers.reclaim)
     link.on(m.QueueRequest, handlers.queue)
     link.on(m.RefuseRequest, handlers.refuse)
@@ -81,7 +82,7 @@ class Requests:
         agent = self.agent
         agent.check_epoch(request.epoch)
         agent.peaks.update(request.peaks)
-        agent.cap(request.cap_bytes)
+        reserved = agent.cap.set(request.cap_bytes)
         grant = Grant(request.gpu_uuid, request.bytes, request.epoch)
         if request.claim_id is not None:
             if agent.gate.grant(request.claim_id, grant):
@@ -91,11 +92,49 @@ class Requests:
                 "code": "conflict",
                 "reason": f"claim {request.claim_id} waits no more in this kernel",
             }
+        if request.warm:
+            return self._warm_up(grant, time.monotonic() + request.deadline_s)
+        if request.checkpointed:
+            busy = self._busy()
+            if agent.active:
+                raise busy
+            return Prompt(self._before_checkpoint(grant), PROMPT_S, busy)
         if not request.restore:
             with agent.lock:
                 agent._take(grant)
-            return {"status": "ok", "granted": False, "restored_bytes": 0}
+                agent.lease.checkpointed = False
+            return {
+                "status": "ok",
+                "granted": False,
+                "restored_bytes": 0,
+                "reserved_bytes": reserved,
+            }
         return self._restore_in_place(grant, time.monotonic() + request.deadline_s)
+
+    async def _before_checkpoint(self, grant: Grant) -> dict[str, Any]:
+        """Have every cell claim from now on, unless what is at work here would be frozen."""
+        agent = self.agent
+        with agent.lock:
+            agent.check_epoch(grant.epoch)
+            self._check_idle()
+            agent._take(grant)
+            agent.lease.checkpointed = True
+        return {"status": "ok", "granted": False, "restored_bytes": 0}
+
+    def _busy(self) -> RefusedError:
+        return RefusedError(f"kernel {self.agent.config.kernel_id} is running a cell")
+
+    def _check_idle(self) -> None:
+        agent = self.agent
+        if agent.active:
+            raise self._busy()
+        if reason := agent.keep_reason():
+            agent.notify_demand(reason)
+            raise RefusedError(f"kernel {agent.config.kernel_id} keeps its memory: {reason}")
+
+    def cap(self, request: m.CapRequest) -> dict[str, Any]:
+        """Take a new cap of the allocator's."""
+        return {"status": "ok", "reserved_bytes": self.agent.cap.set(request.cap_bytes)}
 
     async def _restore_in_place(self, grant: Grant, until: float) -> dict[str, Any]:
         agent = self.agent
@@ -114,17 +153,35 @@ class Requests:
             "seconds": time.perf_counter() - started,
         }
 
+    async def _warm_up(self, grant: Grant, until: float) -> dict[str, Any]:
+        from .warm import warm_up
+
+        agent = self.agent
+        async with between_cells(agent, until):
+            with agent.lock:
+                agent._take(grant)
+                try:
+                    seconds = warm_up(agent.config.device)
+                except RuntimeError as error:
+                    raise RefusedError(
+                        f"kernel {agent.config.kernel_id} could not start its GPU ahead of use: "
+                        f"{error}"
+                    ) from error
+                agent.recorder.measure()
+        agent.notify_demand()
+        return {"status": "ok", "granted": False, "restored_bytes": 0, "seconds": seconds}
+
     def reclaim(self, request: m.ReclaimRequest) -> Any:
         """Take the device memory back in place, or refuse with the reason named."""
         agent = self.agent
         agent.check_epoch(request.epoch)
+        busy = self._busy()
         if agent.active and not request.wait:
             # Said here, because the loop where the rest runs belongs to the cell until it ends.
-            raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
+            raise busy
         until = time.monotonic() + request.deadline_s
         if request.wait:
             return self._reclaim(request, until)
-        busy = RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
         return Prompt(self._reclaim(request, until), PROMPT_S, busy)
 
     async def _reclaim(self, request: m.ReclaimRequest, until: float) -> dict[str, Any]:
@@ -134,14 +191,9 @@ class Requests:
                 await stack.enter_async_context(between_cells(agent, until))
             with agent.lock:
                 agent.check_epoch(request.epoch)
-                if agent.active:
-                    raise RefusedError(f"kernel {agent.config.kernel_id} is running a cell")
-                if reason := agent.keep_reason():
-                    agent.notify_demand(reason)
-                    raise RefusedError(
-                        f"kernel {agent.config.kernel_id} keeps its memory: {reason}"
-                    )
+                self._check_idle()
                 report = agent.offloader.suspend()
+                agent.returning.taken_back()
                 agent.lease.epoch = request.epoch
                 agent.lease.bytes = 0
                 agent.recorder.measure()

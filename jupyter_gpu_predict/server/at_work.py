@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ..control.loop import ControlLoop
 
+log = logging.getLogger(__name__)
+
 LOOK_S = 0.2
+
+FAILED_S = 1.0
+"""How long after a look that failed the next one waits."""
 
 
 class AtWork:
@@ -35,7 +41,12 @@ class AtWork:
 
     async def _run(self) -> None:
         while True:
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # Kernels without the agent would be idle for ever, and never be brought back.
+                log.exception("A look at the kernels' status failed; the next one follows")
+                await asyncio.sleep(FAILED_S)
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:

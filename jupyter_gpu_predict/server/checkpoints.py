@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..control.loop import ControlLoop
@@ -17,7 +18,21 @@ from ..store.trace_store import Store
 log = logging.getLogger(__name__)
 
 REFUSED_S = 30.0
-"""How long after a refusal the same kernel is left alone: most of what refuses passes."""
+"""How long after a refusal the same is not asked of a kernel again; doubles.
+
+Most of what refuses passes.
+"""
+
+REFUSED_LIMIT_S = 600.0
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """The last of several refusals in a row."""
+
+    until_s: float
+    why: str
+    times: int
 
 
 class DriverCheckpoints:
@@ -47,9 +62,11 @@ class DriverCheckpoints:
         self._enabled = enabled
         self._driver_version = driver_version
         self._lock_timeout_s = lock_timeout_s
-        self._refused: dict[str, tuple[float, str]] = {}
+        self._refused: dict[str, dict[bool, _Refused]] = {}
+        """By kernel, and by whether it was in the middle of a cell."""
         self._mid_cell: set[str] = set()
         self._kept: set[str] = set()
+        self._kept_as_held: set[str] = set()
         self._cuda = CudaCheckpoint(self._keep, self._left_behind())
 
     # ------------------------------------------------------------------ what is possible
@@ -71,11 +88,15 @@ class DriverCheckpoints:
         failure = self._cuda.record(kernel_id).why_not(version, "suspend")
         if failure is not None:
             return f"it failed {failure.times} times under driver {version} ({failure.why})"
-        until, message = self._refused.get(kernel_id, (0.0, ""))
-        return message if self._loop.clock() < until else None
+        refused = self._refused.get(kernel_id, {}).get(mid_cell)
+        if refused is None or self._loop.clock() >= refused.until_s:
+            return None
+        return refused.why
 
     def why_not_move(self, kernel_id: str, target_uuid: str) -> str | None:
         """Return why the driver would not bring it back on another GPU of its kind."""
+        if list(self.gpus(kernel_id)) == [target_uuid]:
+            return None  # that is where it was: no other GPU is needed
         if not self._enabled:
             return "it is switched off (GpuPredict.checkpoint)"
         proof, fault = self._proof.read()
@@ -98,14 +119,19 @@ class DriverCheckpoints:
             self._mid_cell.add(kernel_id)
         else:
             self._mid_cell.discard(kernel_id)
+        # A kernel that is forgotten meanwhile, and a new one under its id, have another.
+        refused = self._refused.setdefault(kernel_id, {})
         began = time.perf_counter()
         try:
             done = await self._cuda.suspend(
                 kernel_id, root, lock_timeout_s=self._lock_timeout_s, to_other_gpu=to_other_gpu
             )
         except CheckpointRefusedError as error:
-            self._refused[kernel_id] = self._loop.clock() + REFUSED_S, str(error)
+            times = refused[mid_cell].times if mid_cell in refused else 0
+            pause_s = min(REFUSED_LIMIT_S, REFUSED_S * 2 ** min(times, 16))
+            refused[mid_cell] = _Refused(self._loop.clock() + pause_s, str(error), times + 1)
             raise
+        refused.pop(mid_cell, None)
         seconds = done.seconds.get("checkpoint", 0.0)
         # How long the kernel's own work was waited for says nothing about the next time.
         waited_s = done.seconds.get("lock", 0.0)
@@ -160,6 +186,7 @@ class DriverCheckpoints:
         self._cuda.forget(kernel_id)
         self._refused.pop(kernel_id, None)
         self._mid_cell.discard(kernel_id)
+        self._kept_as_held.discard(kernel_id)
         if kernel_id in self._kept:
             self._kept.discard(kernel_id)
             # At once: a restarted kernel has the same id, and its record must not be dropped.
@@ -179,12 +206,16 @@ class DriverCheckpoints:
         try:
             self._store.save_checkpoint(record.kernel_id, data)
         except StoreError as error:
-            if new:
+            if record.may_hold and record.kernel_id not in self._kept_as_held:
                 raise  # nothing was touched yet, and nothing may be that is not written down
             # What is written says that it may be held, which is true or does no harm.
             log.warning("The record of kernel %s was not kept: %s", record.kernel_id, error)
             return
         self._kept.add(record.kernel_id)
+        if record.may_hold:
+            self._kept_as_held.add(record.kernel_id)
+        else:
+            self._kept_as_held.discard(record.kernel_id)
 
     def _left_behind(self) -> list[CheckpointRecord]:
         """Return the records of earlier servers; those of kernels nobody knows are dropped."""
@@ -196,6 +227,8 @@ class DriverCheckpoints:
                 self._store.forget_checkpoint(kernel_id)
                 continue
             self._kept.add(kernel_id)
+            if record.may_hold:
+                self._kept_as_held.add(kernel_id)
             records.append(record)
             if data.get("mid_cell") is True:
                 self._mid_cell.add(kernel_id)

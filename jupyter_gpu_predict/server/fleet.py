@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections import OrderedDict
@@ -10,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
+
+import psutil
 
 from ..control.loop import ControlLoop
 from ..control.records import KernelRecord
@@ -23,7 +26,7 @@ from .connection import send_for
 from .link import KernelAgentLink
 from .notices import Notices
 from .offers import Offers
-from .paths import Paths
+from .paths import Paths, notebook_path
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +135,7 @@ class Fleet:
             self.loop.prebound(record, lease.gpu_uuid, lease.bytes, 0, reason)
         if not is_python(km.kernel_spec):
             record.ready = True
+            await self._keep(kernel_id)
             return
         self.hold(kernel_id)
         self._boots[kernel_id] = asyncio.ensure_future(self._boot(km, link, record))
@@ -237,18 +241,23 @@ class Fleet:
             offer = await self.offers.find(kernel_id, record.notebook)
             config = self.agent_config(kernel_id, self.loop.leases.get(kernel_id), record)
             await link.boot({**config, "offer": offer}, BOOT_TIMEOUT_S)
-            await asyncio.to_thread(self._remember, self, kernel_id)
+            await self._keep(kernel_id)
         except GpuPredictError as error:
-            log.warning(
-                "Kernel %s runs without the agent, so its memory cannot be taken back: %s",
-                kernel_id,
-                error,
-            )
+            log.warning("Kernel %s runs without the agent: %s", kernel_id, error)
             self.loop.event("agent_failed", kernel_id=kernel_id, reason=str(error))
+            await self._keep(kernel_id)
         finally:
             record.ready = True
             self.release(kernel_id, repeat_unanswered=False)
             self.loop.wake()
+
+    async def _keep(self, kernel_id: str) -> None:
+        """Remember a kernel for the next server, with or without the agent: the driver may hold it.
+
+        One that has just died is nothing to remember.
+        """
+        with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+            await asyncio.to_thread(self._remember, self, kernel_id)
 
     def greet(self, kernel_id: str) -> None:
         """Wait in the background until an adopted kernel answers, however long its cell lasts."""
@@ -386,14 +395,3 @@ class Fleet:
         record.queued_runs = max(0, unanswered - 1)
         if record.queued_runs > before:
             self.loop.wake()
-
-
-def notebook_path(session_name: str | None, root_dir: str) -> str | None:
-    """Return the notebook of a kernel as a path of the contents API.
-
-    Jupyter names the session by the notebook's path on disk.
-    """
-    if not session_name:
-        return None
-    path = os.path.relpath(os.path.join(root_dir, session_name), root_dir)
-    return session_name if path.startswith("..") else path

@@ -247,6 +247,8 @@ class KernelAgentLink:
         claim_id: str | None,
         restore: bool,
         peaks: Mapping[str, int],
+        checkpointed: bool = False,
+        warm: bool = False,
     ) -> dict[str, Any]:
         """Tell the kernel its lease."""
         message = m.BindRequest(
@@ -257,8 +259,15 @@ class KernelAgentLink:
             claim_id=claim_id,
             restore=restore,
             peaks=dict(peaks),
+            checkpointed=checkpointed,
+            warm=warm,
         )
-        return await self.request(message, message.deadline_s + 5 if restore else 10.0)
+        slow = restore or warm
+        return await self.request(message, message.deadline_s + 5 if slow else 10.0)
+
+    async def cap(self, cap_bytes: int, timeout_s: float) -> dict[str, Any]:
+        """Change what the kernel's allocator may take at most."""
+        return await self.request(m.CapRequest(cap_bytes), timeout_s)
 
     async def reclaim(self, epoch: int, *, wait: bool) -> dict[str, Any]:
         """Suspend the kernel in place."""

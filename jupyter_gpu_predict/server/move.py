@@ -178,15 +178,17 @@ class Move:
         self.fleet.adopt_link(self.kernel_id, standby, self.manager.provisioner)
         self.fleet.disown(self.link)
         self.standby.link = None
+        loop.caps.forget(self.kernel_id)
         for claim in [c for c in loop.claims.values() if c.kernel_id == self.kernel_id]:
             if claim.origin == "cell":
                 loop.claim_ended(claim.claim_id, "its cell starts anew after the move")
         moved = await loop.leases.end_move(self.kernel_id, target, self.record.target_bytes)
         if moved is not None and moved.state is not LeaseState.SUSPENDED:
+            # Its cap comes with the next turn of the loop: no neighbour has made room for it yet.
             await _quietly(
                 standby.bind(
                     moved,
-                    cap_bytes=loop.cap_bytes(target, self.kernel_id),
+                    cap_bytes=None,
                     claim_id=None,
                     restore=False,
                     peaks=self.record.peaks,

@@ -45,6 +45,12 @@ class Kernel:
         self.said.append(("bind", lease.bytes, lease.epoch, claim_id, restore))
         return {"restored_bytes": 0}
 
+    async def cap(self, cap_bytes: int, timeout_s: float) -> dict[str, Any]:
+        if self.deaf is not None:
+            raise self.deaf
+        self.said.append(("cap", cap_bytes))
+        return {"reserved_bytes": 0}
+
     async def reclaim(self, epoch: int, *, wait: bool) -> dict[str, Any]:
         if self.refuses is not None:
             raise self.refuses

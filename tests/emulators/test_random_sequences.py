@@ -11,9 +11,9 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("accelerator")]
 
 
 def test_nothing_is_lost_and_no_gpu_holds_more_than_it_has(tmp_path: Path) -> None:
-    # This seed has a move and a checkpoint by the driver.
+    # This seed has a move, and a checkpoint whose helper is killed.
     result = random_sequences.run(
-        tmp_path, sequences=2, seed=17, kernels=3, gpus=2, driver_share=0.03
+        tmp_path, sequences=2, seed=50, kernels=3, gpus=2, driver_share=0.03
     )
     assert result["faults"] == []
     assert (result["lost_bytes"], result["dead_kernels"], result["capacity_violations"]) == (
@@ -23,5 +23,11 @@ def test_nothing_is_lost_and_no_gpu_holds_more_than_it_has(tmp_path: Path) -> No
     )
     assert result["looks_at_the_ledger"] > 3
     assert result["bytes_compared"] > 50 << 20
-    done = result["done"]
-    assert {"reclaim", "partial reclaim", "restore", "train", "move", "driver suspend"} <= set(done)
+    assert set(result["done"]) >= {
+        "helper killed in lock",
+        "move",
+        "partial reclaim",
+        "reclaim",
+        "restore",
+        "train",
+    }

@@ -14,9 +14,12 @@ from jupyter_gpu_predict.kernel.boot import boot_code
 class Kernel:
     """A kernel with the agent and without a server."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, environ: dict[str, str] | None = None, **settings: Any
+    ) -> None:
         self.manager = KernelManager()
-        self.manager.start_kernel(cwd=str(folder))
+        more = {} if environ is None else {"env": environ}
+        self.manager.start_kernel(cwd=str(folder), **more)
         self.client: BlockingKernelClient = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
@@ -42,6 +45,15 @@ class Kernel:
         )
         assert reply["content"]["status"] == "ok", "".join(shown)
         return "".join(shown)
+
+    def ask(self, msg_type: str, **content: Any) -> dict[str, Any]:
+        """Send a request on control, as the server does, and return the answer."""
+        message = self.client.session.msg(msg_type, {"version": 1, **content})
+        self.client.control_channel.send(message)
+        while True:
+            reply = self.client.get_control_msg(timeout=60)
+            if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+                return dict(reply["content"])
 
     def close(self) -> None:
         self.client.stop_channels()

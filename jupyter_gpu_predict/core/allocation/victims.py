@@ -233,6 +233,8 @@ def _steps(ledger: Ledger, uuid: str, stage: Stage, wish: Wish) -> Iterator[Step
             kernel = entry.kernel
             if not (entry.state is LeaseState.BOUND and entry.idle and kernel.has_agent):
                 continue
+            if kernel.checkpointed:
+                continue  # held half way by the driver: its memory is there, and it cannot be told
             slack = slack_bytes(ledger, entry)
             if slack > 0 and not kernel.pinned and kernel.priority <= wish.priority:
                 yield Step(entry, stage, slack)

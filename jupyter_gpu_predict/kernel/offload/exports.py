@@ -8,12 +8,12 @@ the memory lives.
 from __future__ import annotations
 
 import functools
-import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from ..imports import after_import
 from .loaded import loaded_torch
 
 _ATTRIBUTE = "_jupyter_gpu_exports"
@@ -22,6 +22,7 @@ _READERS = ("IPython", "jedi", "inspect", "pydoc", "unittest")
 _untracked: list[str] = []
 _hooked: list[ModuleType] = []
 _marks = 0
+_awaited = False
 
 
 def install_export_tracking() -> None:
@@ -29,11 +30,13 @@ def install_export_tracking() -> None:
 
     Calling it again is cheap and changes nothing. Exports made before are not known.
     """
+    global _awaited
     torch = loaded_torch()
     if torch is not None:
         _hook(torch)
-    elif not any(isinstance(f, _TorchWatcher) for f in sys.meta_path):
-        sys.meta_path.insert(0, _TorchWatcher())
+    elif not _awaited:
+        _awaited = True
+        after_import("torch", _hook)
 
 
 def export_reason(storage: Any) -> str | None:
@@ -153,41 +156,3 @@ class _ExchangeTable:
             )
         bind = getattr(type(self._table), "__get__", None)
         return bind(self._table, tensor, owner) if bind is not None else self._table
-
-
-class _TorchWatcher:
-    """Import hook that hooks torch once it has been imported, and then takes itself away."""
-
-    def __init__(self) -> None:
-        self._looking = False
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != "torch" or self._looking:
-            return None
-        self._looking = True
-        try:
-            for finder in list(sys.meta_path):
-                find = getattr(finder, "find_spec", None)
-                spec = find(name, path, target) if find and finder is not self else None
-                if spec is not None:
-                    self._watch(spec)
-                    return spec  # type: ignore[no-any-return]
-        finally:
-            self._looking = False
-        return None
-
-    def _watch(self, spec: importlib.machinery.ModuleSpec) -> None:
-        loader: Any = spec.loader
-        execute = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            # Gone before torch runs, so that the user meets torch's own loader.
-            del loader.exec_module
-            execute(module)
-            _hook(module)
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-
-        loader.exec_module = exec_module

@@ -124,13 +124,13 @@ class Crowd:
         self.machine.close()
 
     def begin(self, dice: random.Random) -> None:
-        """Let every kernel start anew in a fresh process, most on the first half of the GPUs."""
+        """Let every kernel start anew in a fresh process, crowded on the first half of the GPUs."""
         for kernel in self.kernels:
             if kernel.worker is not None:
                 kernel.worker.kill()
         gpus = len(self.machine.uuids)
         for kernel in self.kernels:
-            kernel.gpu = dice.choice([*range(gpus), *range(gpus // 2)])
+            kernel.gpu = dice.randrange(max(1, gpus // 2))
             self._start(kernel)
         for kernel in self.kernels:
             self.work(kernel, "begin", dice.getrandbits(32))
@@ -252,11 +252,12 @@ class Crowd:
                 self._loop.run_until_complete(self._driver.suspend(kernel.name, pid))
             else:
                 self._loop.run_until_complete(self._driver.resume(kernel.name))
+            self.done[f"driver {what}"] += 1
         except CheckpointRefusedError:
             self.done[f"driver {what}: refused"] += 1
         except CheckpointFailedError:
             self._loop.run_until_complete(self._driver.recover(kernel.name))
-        self.done[f"driver {what}"] += 1
+            self.done[f"driver {what}: recovered"] += 1
         state = self.machine.state(pid)
         if state not in {"running", "checkpointed"}:
             self.faults.append(f"{kernel.name} is left {state} by the driver ({what}, {fault})")

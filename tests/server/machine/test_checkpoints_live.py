@@ -62,8 +62,10 @@ def prepare(folder: Path, machine: EmulatedMachine) -> TestServer:
         store.save_bandwidths(platform.node(), slow.to_json())
     spec = folder / "data" / "kernels" / "foreign"
     spec.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    # A kernel that the server takes for another language's gets no agent.
+    # A kernel that the server takes for another language's gets no agent. Like those it does not
+    # end with its server.
+    lasting = "import os; del os.environ['JPY_PARENT_PID']; from ipykernel.kernelapp import main"
+    argv = [sys.executable, "-c", f"{lasting}; main()", "-f", "{connection_file}"]
     (spec / "kernel.json").write_text(
         json.dumps({"argv": argv, "display_name": "Foreign", "language": "R"})
     )
@@ -275,6 +277,52 @@ def test_a_killed_servers_halted_kernels_are_taken_over_and_go_on(
             await again.connect()
             done = "print(step, int(x.cpu().sum()) == total, bool((steps.cpu() == 400).all()))"
             assert await say(again, done) == "399 True True"
+            await again.close()
+        finally:
+            await second.stop()
+            second.end_left()
+
+    first = prepare(tmp_path, machine)
+    first.start()
+    try:
+        run(asyncio.wait_for(_ready_then(first, machine, story), 400))
+    finally:
+        first.kill()
+        first.end_left()
+
+
+def test_a_kernel_without_agent_that_the_driver_has_outlives_its_server(
+    machine: EmulatedMachine, tmp_path: Path, run: Run[Any]
+) -> None:
+    async def story(first: TestServer) -> None:
+        foreign = await first.open("foreign.ipynb", "foreign")
+        await say(foreign, HOLD)
+
+        async def seen() -> bool:
+            return bool((await first.kernel(foreign))["used_bytes"] == 100 * MIB)
+
+        await until(seen)
+        asks = await first.opened("asks.ipynb", "import torch")
+        claimed = await first.do(asks, "claim", {"bytes": 200 * MIB})
+        assert claimed["state"] == "done", claimed
+        await checkpointed(first, foreign)
+        for notebook in (foreign, asks):
+            await notebook.close()
+        first.kill()
+        second = on(machine, tmp_path)
+        second.start()
+        try:
+            await second.ready()
+            await one_gpu(second, machine)
+
+            async def taken_over() -> bool:
+                path = f"{API}/kernels/{foreign.kernel_id}"
+                return (await second.request("GET", path))[0] == 200
+
+            await until(taken_over)
+            again = Notebook(second, foreign.kernel_id)
+            await again.connect()
+            assert await say(again, CHECK) == "True"
             await again.close()
         finally:
             await second.stop()
