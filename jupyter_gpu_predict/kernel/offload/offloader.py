@@ -147,6 +147,8 @@ class Offloader:
                     storages.clear()
                     self._prune()
                     watch(torch, self, on=bool(self._held))
+            elif segments:
+                self._adapter.settle(torch)  # what was deleted is still in torch's cache
         seconds = time.perf_counter() - started
         return SuspendReport(freed, count, kept, seconds, spilled, chosen)
 

@@ -182,7 +182,7 @@ class Crowd:
         held = self._held(kernel)
         if kept or held > before:
             self.faults.append(f"{kernel.name}: {before} -> {held} bytes, kept {kept}")
-        if wanted_bytes is None and freed and held != MIB:
+        if wanted_bytes is None and held != MIB:
             self.faults.append(f"{kernel.name}: {held} bytes left after all was taken")
         if wanted_bytes is not None and freed and before - held < min(wanted_bytes, before - MIB):
             self.faults.append(f"{kernel.name}: {before - held} of {wanted_bytes} wanted bytes")

@@ -107,6 +107,22 @@ def test_what_one_kernel_gives_back_another_can_have(
     assert devices.used(0) >= 60 * MIB
 
 
+def cache_only() -> tuple[int, int]:
+    import torch
+
+    offloader = Offloader("emu", "/tmp")
+    torch.ones(20 * MIB // 4, device="emu:0")  # gone at once, but not from the cache
+    held = sum(s["total_size"] for s in torch.emu.memory_snapshot())
+    offloader.suspend()
+    return held, sum(s["total_size"] for s in torch.emu.memory_snapshot())
+
+
+def test_what_was_deleted_is_given_back_too(workers: list[Worker]) -> None:
+    before, after = workers[0].call(cache_only)
+    assert before >= 20 * MIB
+    assert after == 0
+
+
 def test_a_part_is_enough_when_a_part_is_wanted(devices: Devices, workers: list[Worker]) -> None:
     workers[0].call(hold, 60)
     before = devices.used(0)
