@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,12 @@ from ..core.plans import (
     Resize,
     TakeSnapshot,
 )
-from ..errors import CheckpointRefusedError, ConflictError, GpuPredictError, UnsatisfiableError
+from ..errors import ConflictError, GpuPredictError
 from .halted import waits_at_gate
 from .long_work import LongWork
 from .records import KernelRecord
 from .switching import PlanOvertaken, tell_lease
+from .tidings import Tidings
 
 if TYPE_CHECKING:
     from .loop import ControlLoop
@@ -46,6 +47,7 @@ class Reconciler:
         self.loop = loop
         self._background: set[asyncio.Task[None]] = set()
         self._long_work = LongWork(loop)
+        self._tidings = Tidings(loop)
         self._freeing_for: set[str] = set()
 
     async def carry_out(self, plan: Plan) -> None:
@@ -79,9 +81,9 @@ class Reconciler:
             case Release():
                 await self._release(action)
             case Queue():
-                await self._queue(action)
+                await self._tidings.queue(action)
             case Refuse():
-                await self._refuse(action)
+                await self._tidings.refuse(action)
             case Cordon():
                 self.loop.cordon(action.gpu_uuid, action.reason)
             case TakeSnapshot():
@@ -154,7 +156,7 @@ class Reconciler:
                 _, back = await loop.switching.resume(record, lease)
             except GpuPredictError as error:
                 await self._unbind(record, lease, before)
-                await self._not_resumed(record, claim, error)
+                await self._tidings.not_resumed(record, claim, error)
                 raise PlanOvertaken(str(error)) from error
             if loop.kernels.get(record.kernel_id) is not record:
                 raise PlanOvertaken("the kernel ended meanwhile")
@@ -195,27 +197,6 @@ class Reconciler:
             origin=claim.origin,
             reason=action.reason,
         )
-
-    async def _not_resumed(
-        self, record: KernelRecord, claim: Claim, error: GpuPredictError
-    ) -> None:
-        """Tell the cell that waits for a kernel which the driver did not bring back.
-
-        What was not even begun may pass (another process has the memory): the cell goes on waiting
-        and its claim comes again. What failed it hears of.
-        """
-        if not waits_at_gate(record, claim):
-            return  # what stands still is claimed for again, and others hear it from the claim
-        if isinstance(error, CheckpointRefusedError):
-            await self._try(record.port.tell_queue(claim.claim_id, 1, None, str(error)), record)
-        else:
-            await self._try(record.port.refuse(claim.claim_id, str(error)), record)
-
-    async def _try(self, told: Awaitable[Any], record: KernelRecord) -> None:
-        try:
-            await told
-        except GpuPredictError as error:
-            log.warning("Kernel %s was not told: %s", record.kernel_id, error)
 
     async def _unbind(
         self, record: KernelRecord, granted: Lease, before: LeaseState | None
@@ -325,49 +306,6 @@ class Reconciler:
             raise PlanOvertaken(str(error)) from error
         loop.caps.confirm(record.kernel_id, cap)
 
-    async def _queue(self, action: Queue) -> None:
-        loop = self.loop
-        record, claim = loop.kernels.get(action.kernel_id), loop.claims.get(action.claim_id)
-        if record is None or claim is None:
-            return
-        record.decided(loop.clock(), "queue", action.reason)
-        if not waits_at_gate(record, claim):
-            return
-
-        async def tell() -> None:
-            try:
-                answer = await record.port.tell_queue(
-                    action.claim_id, action.position, action.expected_wait_s, action.reason
-                )
-            except GpuPredictError as error:
-                log.debug("Kernel %s: %s", record.kernel_id, error)
-                return
-            if not answer.get("waits", True):
-                loop.claim_ended(action.claim_id, "its kernel waits no more")
-
-        self.spawn(tell())
-
-    async def _refuse(self, action: Refuse) -> None:
-        loop = self.loop
-        record, claim = loop.kernels.get(action.kernel_id), loop.claims.pop(action.claim_id, None)
-        if record is None or claim is None:
-            return
-        record.decided(loop.clock(), "refuse", action.reason)
-        loop.event(
-            "claim_refused",
-            kernel_id=record.kernel_id,
-            claim_id=action.claim_id,
-            reason=action.reason,
-        )
-        late = claim.deadline_s <= loop.clock()
-        refusal = ConflictError if late else UnsatisfiableError
-        loop.settle(action.claim_id, refusal(action.reason))
-        if waits_at_gate(record, claim):
-            try:
-                await record.port.refuse(action.claim_id, action.reason)
-            except GpuPredictError as error:
-                log.warning("Kernel %s did not hear its refusal: %s", record.kernel_id, error)
-
     # ------------------------------------------------------------------ taking back
 
     async def _reclaim(self, action: Reclaim) -> None:
@@ -385,10 +323,12 @@ class Reconciler:
             try:
                 await self._suspend(action)
             except PlanOvertaken as why:
+                # The next turn comes soon enough: what failed once may fail at once again.
                 log.debug("Kernel %s was not suspended: %s", action.kernel_id, why)
+            else:
+                self.loop.wake()
             finally:
                 self._freeing_for.discard(action.for_kernel_id or "")
-                self.loop.wake()
 
         self.spawn(suspend())
         raise PlanWaitsError(f"the driver takes kernel {action.kernel_id}")

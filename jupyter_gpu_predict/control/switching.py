@@ -189,6 +189,7 @@ class Switching:
                 raise PlanOvertaken(str(error)) from error
         await loop.caps.park(record, lease.gpu_uuid)
         if not mid_cell and _may_run(record):
+            record.keep("it runs a cell", loop.clock())
             raise PlanOvertaken("it runs a cell")
         try:
             done = await self._driver.suspend(

@@ -150,14 +150,55 @@ def test_a_refusal_is_remembered_for_a_while(host: Host, stub: Any) -> None:
         with pytest.raises(CheckpointRefusedError, match="MIG"):
             await server.suspend("k", pid, mid_cell=False)
         assert "MIG" in str(server.why_not("k", mid_cell=False))
+        # What stands against one of the two need not stand against the other.
+        assert server.why_not("k", mid_cell=True) is None
+        host.now += REFUSED_S
+        assert server.why_not("k", mid_cell=False) is None
+        with pytest.raises(CheckpointRefusedError, match="MIG"):
+            await server.suspend("k", pid, mid_cell=False)
+        host.now += REFUSED_S
+        assert "MIG" in str(server.why_not("k", mid_cell=False))
         host.now += REFUSED_S
         assert server.why_not("k", mid_cell=False) is None
 
     asyncio.run(story())
 
 
+def test_a_refusal_that_comes_after_the_kernels_end_is_not_the_next_ones(
+    host: Host, stub: Any
+) -> None:
+    pid = stub.start(300 * MIB)
+    stub.set_nvml({"gpu.0.mig": 1})
+
+    async def story() -> None:
+        server = host.server()
+        suspending = asyncio.ensure_future(server.suspend("k", pid, mid_cell=False))
+        await asyncio.sleep(0)
+        server.forget("k")
+        with pytest.raises(CheckpointRefusedError, match="MIG"):
+            await suspending
+        assert server.why_not("k", mid_cell=False) is None
+
+    asyncio.run(story())
+
+
+def test_to_come_back_where_it_was_is_no_move(host: Host, stub: Any) -> None:
+    pid = stub.start(300 * MIB)
+    host.proof.write(replace(PROOF, move=False))
+
+    async def story() -> None:
+        server = host.server()
+        await server.suspend("k", pid, mid_cell=False)
+        assert server.why_not_move("k", stub_cuda.UUIDS[0]) is None
+        assert "not proven" in str(server.why_not_move("k", stub_cuda.UUIDS[1]))
+        await server.resume("k")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["first", "second"])
 def test_nothing_is_touched_that_could_not_be_written_down(
-    host: Host, stub: Any, monkeypatch: pytest.MonkeyPatch
+    host: Host, stub: Any, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
     pid = stub.start(300 * MIB)
 
@@ -166,11 +207,15 @@ def test_nothing_is_touched_that_could_not_be_written_down(
 
     async def story() -> None:
         server = host.server()
+        for _ in range(before):
+            await server.suspend("k", pid, mid_cell=False)
+            await server.resume("k")
+        called = stub.calls()
+        monkeypatch.setattr(host.store, "save_checkpoint", full)
         with pytest.raises(StoreError, match="disk is full"):
             await server.suspend("k", pid, mid_cell=False)
-        assert (stub.calls(), stub.get(pid)) == ([], "running")
+        assert (stub.calls(), stub.get(pid)) == (called, "running")
 
-    monkeypatch.setattr(host.store, "save_checkpoint", full)
     asyncio.run(story())
 
 

@@ -165,10 +165,10 @@ def test_least_attained_service_goes_first_and_short_bursts_count_alike():
         halted(),
     ]
     claims = [
-        claim("had", 300, made_s=800.0),
-        claim("little", 300, made_s=850.0),
-        claim("none", 300, made_s=860.0),
-        goes_on(made_s=700.0),
+        claim("had", 300, made_s=960.0),
+        claim("little", 300, made_s=970.0),
+        claim("none", 300, made_s=980.0),
+        goes_on(made_s=950.0),
     ]
     order = [q.kernel_id for q in of(preempting([gpu(0)], kernels, claims), Queue)]
     assert order == ["little", "none", "had", "old"]
@@ -178,7 +178,7 @@ def test_least_attained_service_goes_first_and_short_bursts_count_alike():
 
 def test_who_has_waited_long_goes_first_and_may_halt_whoever_has_had_the_minimum():
     kernels = [burst("now", attained_s=61.0), halted(), NEW]
-    claims = [goes_on(made_s=399.0), claim("new", 500)]
+    claims = [goes_on(made_s=879.0), claim("new", 500)]
     plan = preempting([gpu(0)], kernels, claims)
     assert [(type(a), a.kernel_id) for a in plan.actions] == [
         (Reclaim, "now"),
@@ -186,7 +186,7 @@ def test_who_has_waited_long_goes_first_and_may_halt_whoever_has_had_the_minimum
         (Queue, "new"),
     ]
     assert "has waited longest" in plan.actions[0].reason
-    plan = preempting([gpu(0)], kernels, [goes_on(made_s=401.0), claim("new", 500)])
+    plan = preempting([gpu(0)], kernels, [goes_on(made_s=881.0), claim("new", 500)])
     assert [a.kernel_id for a in plan.actions] == ["now", "new", "old"], "not old enough yet"
     urgent = preempting([gpu(0)], kernels, [claims[0], claim("new", 500, priority=1)])
     assert [a.kernel_id for a in urgent.actions][-1] == "old", "priority comes before age"
