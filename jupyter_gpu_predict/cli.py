@@ -94,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .cli_snapshots import run
 
             return run(options)
+        if options.command in {"train", "models"}:
+            from .cli_models import run as run_models
+
+            return run_models(options)
         if options.command == "doctor" and options.prove:
             return _prove(as_json=options.json, python=options.python)
         return commands[options.command](as_json=options.json)
@@ -127,9 +131,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="interpreter with torch that is tried (with --prove)",
     )
-    from .cli_snapshots import add_parser
+    from . import cli_models, cli_snapshots
 
-    add_parser(commands)
+    cli_snapshots.add_parser(commands)
+    cli_models.add_parsers(commands)
     commands.add_parser("demo", help="run the main job on simulated GPUs (demo --help says more)")
     return parser
 

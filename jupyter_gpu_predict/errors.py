@@ -23,6 +23,7 @@
     │   ├── StorageAccessError     502
     │   ├── StorageUnavailableError 503
     │   └── TombstoneError         409
+    ├── ModelFileError             422
     └── StoreError                 500
 """
 
@@ -187,6 +188,12 @@ class TombstoneError(SnapshotError):
     """Use of a variable that a snapshot does not hold; the message says what it was."""
 
     status = 409
+
+
+class ModelFileError(GpuPredictError):
+    """A file of a trained model that cannot be used; the model before it goes on serving."""
+
+    status = 422
 
 
 class StoreError(GpuPredictError):

@@ -52,8 +52,11 @@ async def prepare(  # noqa: PLR0917 - as the port has it
     basis: str,
     now_s: float,
     horizons_s: Sequence[int],
+    model: str | None = None,
 ) -> Request:
     """Check the records and leave out what is too old to matter.
+
+    `model` is the file of the learned model that may serve, if there is one.
 
     Raises
     ------
@@ -65,7 +68,13 @@ async def prepare(  # noqa: PLR0917 - as the port has it
     since_s = now_s - SPAN_S
     others = sorted(await _recent_runs(prior_runs, 0.0), key=end_of)
     return Request(
-        {"kernel_id": kernel_id, "basis": basis, "now_s": now_s, "horizons_s": list(horizons_s)},
+        {
+            "kernel_id": kernel_id,
+            "basis": basis,
+            "now_s": now_s,
+            "horizons_s": list(horizons_s),
+            "model": model,
+        },
         await _recent_samples(samples, since_s),
         await _recent_runs(runs, since_s),
         others[-MAX_PRIOR_RUNS:],

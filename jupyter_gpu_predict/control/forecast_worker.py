@@ -1,7 +1,8 @@
 """The process in which forecasts are made: requests on stdin, answers on stdout, JSON lines.
 
 ``python -m jupyter_gpu_predict.control.forecast_worker [LIMIT_S]`` answers a request
-``{"id", "kernel_id", "samples", "runs", "prior_runs", "basis", "now_s", "horizons_s"}`` with
+``{"id", "kernel_id", "samples", "runs", "prior_runs", "basis", "now_s", "horizons_s", "model"}``,
+whose last part is the file of a learned model or null, with
 ``{"id", "forecast", "notes", "cpu_s", "scored"}`` or ``{"id", "error": {"reason", "message"}}``.
 Records travel as arrays, see :mod:`..core.trace.rows`. Its first line is ``{"ready": ...}``.
 It ends with its stdin, and by SIGALRM when one request takes longer than LIMIT_S seconds, so that
@@ -20,13 +21,17 @@ import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
+from ..core.forecast.boosted import Boosted
+from ..core.forecast.demand_model import DemandModel, demand_model
+from ..core.forecast.protocol import Forecaster
 from ..core.forecast.record import forecast_to_record
-from ..core.forecast.selection import Evaluation, make_forecast
+from ..core.forecast.selection import Evaluation, default_models, make_forecast
 from ..core.trace.rows import run_from_row, sample_from_row
 from ..core.trace.series import demand_series
-from ..errors import GpuPredictError
+from ..errors import GpuPredictError, ModelFileError
 
 DEFAULT_LIMIT_S = 120.0
 
@@ -38,7 +43,43 @@ MAX_KERNELS = 512
 SEED = 1
 """Prophet samples from numpy's global generator; a forecast must not depend on the one before."""
 
+MAX_MODEL_BYTES = 1 << 26
+
 Evaluations = OrderedDict[str, Evaluation]
+
+
+class Learned:
+    """The learned model that serves; one that cannot be read leaves the one before it serving."""
+
+    def __init__(self) -> None:
+        self.notes: tuple[str, ...] = ()
+        self._file: str | None = None
+        self._models: tuple[Forecaster, ...] = ()
+
+    def models(self, file: str | None) -> tuple[Forecaster, ...]:
+        """Return the model of a file as a forecaster, none if no file is named."""
+        if file != self._file:
+            self._file, self.notes = file, ()
+            try:
+                self._models = () if file is None else (Boosted(_load_model(Path(file))),)
+            except GpuPredictError as error:
+                self.notes = (str(error),)
+        return self._models
+
+
+def _load_model(path: Path) -> DemandModel:
+    name = f"{path.parent.name} {path.stem.lstrip('0')}"
+    try:
+        if path.stat().st_size > MAX_MODEL_BYTES:
+            raise ValueError(f"larger than {MAX_MODEL_BYTES >> 20} MiB")
+        record = json.loads(path.read_bytes())
+        if not isinstance(record, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise ModelFileError(
+            f"model {name}: its file cannot be read ({error}); the one before it goes on serving"
+        ) from error
+    return demand_model(record, name)
 
 
 def main() -> int:
@@ -50,9 +91,10 @@ def main() -> int:
     _prepare_libraries()
     _write(answers, {"ready": {"pid": os.getpid(), "cpu_s": _cpu_s()}})
     evaluations: Evaluations = OrderedDict()
+    learned = Learned()
     for line in requests:
         signal.setitimer(signal.ITIMER_REAL, limit_s)
-        answer = _answer(line, evaluations)
+        answer = _answer(line, evaluations, learned)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _write(answers, answer)
     return 0
@@ -99,13 +141,13 @@ def _cpu_s() -> float:
     return spent
 
 
-def _answer(line: bytes, evaluations: Evaluations) -> dict[str, Any]:
+def _answer(line: bytes, evaluations: Evaluations, learned: Learned) -> dict[str, Any]:
     number: Any = None
     begun_s = _cpu_s()
     try:
         request = json.loads(line)
         number = request["id"]
-        answer = _forecast(request, evaluations)
+        answer = _forecast(request, evaluations, learned)
     except GpuPredictError as error:
         return {"id": number, "error": {"reason": error.reason, "message": str(error)}}
     except Exception as error:
@@ -116,7 +158,9 @@ def _answer(line: bytes, evaluations: Evaluations) -> dict[str, Any]:
     return {"id": number, "cpu_s": _cpu_s() - begun_s, **answer}
 
 
-def _forecast(request: Mapping[str, Any], evaluations: Evaluations) -> dict[str, Any]:
+def _forecast(
+    request: Mapping[str, Any], evaluations: Evaluations, learned: Learned
+) -> dict[str, Any]:
     kernel_id = str(request["kernel_id"])
     now_s = float(request["now_s"])
     series = demand_series(
@@ -134,6 +178,7 @@ def _forecast(request: Mapping[str, Any], evaluations: Evaluations) -> dict[str,
         str(request["basis"]),
         now_s,
         horizons_s=tuple(request["horizons_s"]),
+        models=(*default_models(), *learned.models(request["model"])),
         last=last,
     )
     if made.evaluation is not None:
@@ -142,7 +187,7 @@ def _forecast(request: Mapping[str, Any], evaluations: Evaluations) -> dict[str,
             evaluations.popitem(last=False)
     return {
         "forecast": forecast_to_record(made.forecast),
-        "notes": made.notes,
+        "notes": (*made.notes, *learned.notes),
         "scored": made.evaluation is not None and made.evaluation is not last,
     }
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,6 +88,9 @@ class ForecastWorker:
         Horizons of the forecasts in seconds.
     command
         What to start instead of this package's worker, e.g. under a resource limiter.
+    model_file
+        Tells which file holds the learned model that may serve, ``None`` if there is none; asked
+        at each refresh, so that another one is taken over without a restart.
     """
 
     def __init__(
@@ -97,10 +100,12 @@ class ForecastWorker:
         start_timeout_s: float = 60.0,
         horizons_s: Sequence[int] = HORIZONS_S,
         command: Sequence[str] = WORKER,
+        model_file: Callable[[], Path | None] = lambda: None,
     ) -> None:
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
         self._horizons_s = check_horizons(horizons_s)
+        self._model_file = model_file
         self._command = (*command, str(max(timeout_s, start_timeout_s) * 2))
         self._slots: dict[str, _Slot] = {}
         self._details: dict[str, Details] = {}
@@ -150,9 +155,17 @@ class ForecastWorker:
             If the worker died, hung or could not be started; the next call starts a new one.
         """
         self._check_open()
+        model = await asyncio.to_thread(self._model_file)
         async with self._encoding:
             request = await prepare(
-                kernel_id, samples, runs, prior_runs, basis, now_s, self._horizons_s
+                kernel_id,
+                samples,
+                runs,
+                prior_runs,
+                basis,
+                now_s,
+                self._horizons_s,
+                None if model is None else str(model),
             )
         self._check_open()
         slot = self._slots.setdefault(kernel_id, _Slot())

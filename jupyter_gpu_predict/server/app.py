@@ -18,6 +18,7 @@ from ..control.forecasting import ForecastWorker
 from ..control.loop import ControlLoop
 from ..control.operations import Operation, Operations
 from ..control.ports import DeviceBackend
+from ..core.forecast.demand_model import KIND
 from ..core.model import PolicySettings
 from ..core.sizes import parse_bytes
 from ..devices.choose import choose_backend
@@ -26,6 +27,7 @@ from ..kernel.messages import UNTRACKED
 from ..kernel.provisioner import PROVISIONER_NAME, SETTINGS_KEY
 from ..snapshots.stores import SnapshotStore, open_store
 from ..store.trace_store import Store
+from ..training.registry import ModelRegistry
 from .adoption import Adoption
 from .api import Api
 from .at_work import AtWork
@@ -256,7 +258,8 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         self.store = Store(self.database_url or self.paths.database_url)
         self.store.prune(time.time() - self.retention_days * 86400, 1_000_000)
         self.events = Events(server.event_logger)
-        self.forecasting = ForecastWorker()
+        models = ModelRegistry(self.paths.models)
+        self.forecasting = ForecastWorker(model_file=lambda: models.serving_path(KIND))
         self.loop_ = ControlLoop(
             backend=backend,
             store=self.store,

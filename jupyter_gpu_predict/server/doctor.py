@@ -81,7 +81,7 @@ def check_server(*, python: str = sys.executable) -> list[Check]:
             MappingKernelManager,
             "its kernels cannot be watched and moved",
         ),
-        Check("store", *check_store(_setting(config, "database_url") or paths.database_url)),
+        Check("store", *check_store(database_url(config))),
         _check_snapshots(_setting(config, "snapshot_store") or str(paths.snapshots)),
         _check_key(paths),
     ]
@@ -103,6 +103,16 @@ def data_paths(config: Config | None = None) -> Paths:
         config, _ = _load_config()
     data = _setting(config, "data_dir") or Path(jupyter_data_dir()) / "gpu-predict"
     return Paths(Path(data).expanduser(), Path(jupyter_runtime_dir()) / "gpu-predict-spill")
+
+
+def database_url(config: Config | None = None) -> str:
+    """Return where a server of this user keeps its traces.
+
+    `config` is the server's configuration, by default as it is on disk.
+    """
+    if config is None:
+        config, _ = _load_config()
+    return _setting(config, "database_url") or data_paths(config).database_url
 
 
 def _load_config() -> tuple[Config, Check]:

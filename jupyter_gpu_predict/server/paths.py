@@ -36,6 +36,11 @@ class Paths:
         return self.data / "snapshot.key"
 
     @property
+    def models(self) -> Path:
+        """Folder of the learned models."""
+        return self.data / "models"
+
+    @property
     def checkpoint_proof(self) -> Path:
         """What `jupyter gpu doctor --prove` found out about the driver."""
         return self.data / FILE

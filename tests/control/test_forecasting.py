@@ -16,9 +16,11 @@ import pytest
 
 from jupyter_gpu_predict.control.forecast_request import SPAN_S, prepare
 from jupyter_gpu_predict.control.forecasting import PACKAGE_PARENT, ForecastWorker
+from jupyter_gpu_predict.core.forecast.demand_model import demand_record
 from jupyter_gpu_predict.core.model import HORIZONS_S, CellRun, DemandSample, Forecast, Outcome
 from jupyter_gpu_predict.core.trace.series import demand_series
 from jupyter_gpu_predict.errors import BadInputError, ConflictError, GpuPredictError
+from jupyter_gpu_predict.training.demand import UseSeries, examples, train_classifier
 
 NOW = 1_700_000_000.0
 
@@ -86,6 +88,50 @@ def fake(timeout_s: float = 30.0) -> ForecastWorker:
 
 async def ask(worker: ForecastWorker, kernel_id: str, now_s: float = NOW) -> Forecast:
     return await worker.refresh(kernel_id, [], [], [], "none", now_s)
+
+
+def test_a_learned_model_is_taken_over_and_a_damaged_one_is_not(tmp_path: Path) -> None:
+    """The worker reads each new file once and goes on with the old model if it cannot."""
+    model = tmp_path / "demand" / "0001.json"
+    model.parent.mkdir()
+    model.write_text(json.dumps(small_model()))
+    serving: list[Path | None] = [None]
+
+    async def use(worker: ForecastWorker) -> None:
+        async def fresh(kernel_id: str) -> tuple[set[str], tuple[str, ...]]:
+            # A kernel's scores hold for 30 s: each look is at another kernel.
+            runs = bursts(kernel_id)
+            forecast = await worker.refresh(kernel_id, [], runs, [], "kernel", NOW)
+            return {c.model for c in forecast.candidates}, forecast.notes
+
+        assert "boosted" not in (await fresh("first"))[0]
+        serving[0] = model
+        assert "boosted" in (await fresh("second"))[0]
+        cut = model.with_name("0002.json")
+        cut.write_bytes(model.read_bytes()[:-100])
+        serving[0] = cut
+        names, notes = await fresh("third")
+        assert "boosted" in names
+        assert any("demand 2" in note and "goes on serving" in note for note in notes)
+        serving[0] = None
+        names, notes = await fresh("fourth")
+        assert "boosted" not in names
+        assert not any("demand 2" in note for note in notes)
+
+    with_worker(use, ForecastWorker(model_file=lambda: serving[0]))
+
+
+def small_model() -> dict[str, object]:
+    chance = random.Random(2)
+    past = []
+    for owner in range(12):
+        busy = [int(chance.random() < 0.3) for _ in range(300)]
+        past.append(UseSeries(f"o{owner}", [float(b) for b in busy], busy, 5.0))
+    data = examples(past, (1, 3, 6, 12, 60), seed=1)
+    return demand_record(
+        train_classifier(data.features, data.at, seed=1, rounds=5),
+        train_classifier(data.features, data.within, seed=1, rounds=5),
+    )
 
 
 def test_the_real_worker_backtests_prophet_and_serves_the_winner() -> None:

@@ -15,7 +15,7 @@ from .prior import prior_forecast, widen
 from .prophet_model import ProphetModel
 from .protocol import Forecaster, ModelForecast, Raw, settle
 
-SIMPLEST_FIRST = ("persistence", "empirical", "prophet")
+SIMPLEST_FIRST = ("persistence", "empirical", "boosted", "prophet")
 """Order in which a tie is decided."""
 
 TIE = 1e-6
