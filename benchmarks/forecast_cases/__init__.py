@@ -1,0 +1,1 @@
+"""The cases of `benchmarks/forecast.py`, each a module that returns rows."""
