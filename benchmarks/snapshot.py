@@ -35,8 +35,13 @@ METHODS = (OURS, PLAIN, "dill", "cloudpickle", "pickle", "torch.save", "kishu")
 BOOT = "__import__('snapshot_cases.worker').worker.main()"
 TIMEOUT_S = 1200
 QUICK_SCALE = 0.02
-QUICK_CASES = ("arrays", "objects", "aliased", "unpicklable")
-QUICK_METHODS = (OURS, PLAIN, "dill", "pickle")
+QUICK = {
+    "arrays": (OURS, PLAIN),
+    "objects": (OURS, "dill", "pickle"),
+    "aliased": (OURS,),
+    "unpicklable": (OURS,),
+}
+"""Most of a quick run is the start of processes, so each case has only what it is there for."""
 PAUSES = 10
 
 
@@ -214,8 +219,8 @@ def parsed() -> argparse.Namespace:
     options.reps = options.reps or (1 if quick else 5)
     options.scale = options.scale or (QUICK_SCALE if quick else 1.0)
     for name, default_names, known in (
-        ("cases", QUICK_CASES if quick else CASES, CASES),
-        ("methods", QUICK_METHODS if quick else METHODS, METHODS),
+        ("cases", QUICK if quick else CASES, CASES),
+        ("methods", METHODS, METHODS),
     ):
         given = getattr(options, name)
         names = given.split(",") if given else list(default_names)
@@ -236,7 +241,8 @@ def main() -> int:
         bench = Bench(options, Path(folder))
         found: list[Bar] = []
         for case in options.cases:
-            bench.case(case, options.methods, options.reps)
+            quick = QUICK.get(case, METHODS) if options.quick else METHODS
+            bench.case(case, [m for m in options.methods if m in quick], options.reps)
             found = bars(bench.results, options.cases, changed)
             # After every case, so that a run cut short has told what it found.
             if options.json:

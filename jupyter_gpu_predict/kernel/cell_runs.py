@@ -71,6 +71,8 @@ class CellRuns:
         self._number = 0
         self._names: list[str] = []
         self._identities: list[int] = []
+        self._all_names: list[Any] = []
+        self._user_names: list[str] = []
         self._states: dict[str, Any] = {}
         self._state_of: int | None = None
         self._running = threading.local()
@@ -86,7 +88,7 @@ class CellRuns:
         observer.install(self.shell)
         namespace = self.shell.user_ns
         with self._lock:
-            names, identities = list(namespace), list(map(_identity, namespace.values()))
+            names, identities = self._listed()
             if not self._open:
                 self._note_outside(names, identities)
             self._note_random()
@@ -112,7 +114,7 @@ class CellRuns:
         with self._lock:
             self._open.remove(run)
             observer.start(self._open[-1].watch if self._open else None)
-            names, identities = list(namespace), list(map(_identity, namespace.values()))
+            names, identities = self._listed()
             self._names, self._identities = names, identities
             if run.adopted:
                 return
@@ -135,7 +137,7 @@ class CellRuns:
                     seconds=seconds,
                     cell_id=cell_id,
                     bound={name: kind_of(namespace[name]) for name in changed},
-                    removed=[n for n in removed if not _NOT_USERS.fullmatch(n)],
+                    removed=removed,
                     before=run.before,
                     after=_marks(namespace, dict.fromkeys([*run.looked_at, *changed])),
                     effects=effects,
@@ -159,12 +161,11 @@ class CellRuns:
                 return f"it {next(iter(run.watch.effects))}"
             if not run.alone or any(t not in run.threads for t in threading.enumerate()):
                 return "something else runs beside it"
-            names, identities = list(namespace), list(map(_identity, namespace.values()))
+            names, identities = self._listed()
             changed, removed = _differences(run.names, run.identities, names, identities)
             before = {*run.names}
             for name in (*removed, *self._own(n for n in changed if n in before)):
-                if not _NOT_USERS.fullmatch(name):
-                    return f"it bound {name!r} anew"
+                return f"it bound {name!r} anew"
             if len(run.looked_at) >= _MAX_NAMES:
                 return "it uses too many names"
             now = _marks(namespace, run.looked_at)
@@ -204,6 +205,23 @@ class CellRuns:
                 waiting.extend(value.__code__.co_names)
         return list(found), _marks(namespace, found)
 
+    def _listed(self) -> tuple[list[str], list[int]]:
+        """Return the names that are the user's, and what tells their objects apart.
+
+        IPython adds two names with every cell, so most of a long session's are its own; they are
+        passed over without a look at each, since new names come behind the old ones.
+        """
+        namespace = self.shell.user_ns
+        names, known = list(namespace), len(self._all_names)
+        if names[:known] != self._all_names:
+            known, self._user_names = 0, []
+        new = (n for n in names[known:] if isinstance(n, str) and not _NOT_USERS.fullmatch(n))
+        self._user_names = [*self._user_names, *new]
+        self._all_names = names
+        # A thread may unbind a name between the two looks.
+        values = (namespace.get(name, _MISSING) for name in self._user_names)
+        return self._user_names, list(map(_identity, values))
+
     def _own(self, names: Iterable[str]) -> list[str]:
         namespace, hidden = self.shell.user_ns, self.shell.user_ns_hidden
         return [
@@ -217,7 +235,6 @@ class CellRuns:
         """Note what changed between two cells, by a silent execute, a callback or a thread."""
         changed, removed = _differences(self._names, self._identities, names, identities)
         changed = self._own(changed)
-        removed = [name for name in removed if not _NOT_USERS.fullmatch(name)]
         if not changed and not removed:
             return
         namespace = self.shell.user_ns

@@ -7,6 +7,7 @@ it is written once however many views, variables or streams refer to it.
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import pickle
 import sys
@@ -20,6 +21,9 @@ IN_BAND_BYTES = 4096
 """Smaller arrays and storages travel inside the stream; a table entry would cost more."""
 
 _MAPPED_BYTES = 1 << 20
+
+_LARGE_PAGES_FROM_BYTES = 4 << 20
+_LARGE_PAGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ def allocate(spec: Mapping[str, Any]) -> tuple[Any, memoryview]:
             import torch
 
             storage = torch.UntypedStorage(spec["nbytes"])
+            # numpy does so by itself.
+            _ask_for_large_pages(storage.data_ptr(), spec["nbytes"])
             return storage, raw_memory(storage.data_ptr(), spec["nbytes"])
         if kind == "bytes":
             return _plain_memory(spec["nbytes"])
@@ -109,8 +115,31 @@ def allocate(spec: Mapping[str, Any]) -> tuple[Any, memoryview]:
 
 def _plain_memory(nbytes: int) -> tuple[Any, memoryview]:
     # A bytearray is filled with zeros first, which touches long memory once too often.
-    owner = mmap.mmap(-1, nbytes) if nbytes >= _MAPPED_BYTES else bytearray(nbytes)
+    if nbytes < _MAPPED_BYTES:
+        small = bytearray(nbytes)
+        return small, memoryview(small)
+    # Private: what is shared would go on changing under the hands of a forked save.
+    owner = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _ask_for_large_pages(ctypes.addressof(ctypes.c_char.from_buffer(owner)), nbytes)
     return owner, memoryview(owner)
+
+
+def _ask_for_large_pages(address: int, nbytes: int) -> None:
+    """Let the system give whole large pages of new memory: to fill it takes a third of the time."""
+    start = -(-address // _LARGE_PAGE_BYTES) * _LARGE_PAGE_BYTES
+    end = (address + nbytes) // _LARGE_PAGE_BYTES * _LARGE_PAGE_BYTES
+    if nbytes >= _LARGE_PAGES_FROM_BYTES and (advise := _advise()) is not None:
+        # A system that knows no large pages refuses, and nothing is lost.
+        advise(start, end - start, mmap.MADV_HUGEPAGE)
+
+
+@functools.cache
+def _advise() -> Any:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return advise
 
 
 def loaded(name: str) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .definitions import importable
+from .plain import Attributes
 
 if TYPE_CHECKING:
     from .pickling import Context, SnapshotPickler
@@ -44,6 +45,7 @@ _CONSTANTS = (
     types.CodeType,
     types.GenericAlias,
     enum.Enum,
+    Attributes,
 )
 _LIBRARY_CONSTANTS = (("numpy", ("dtype", "ufunc")), ("torch", ("dtype", "device", "layout")))
 

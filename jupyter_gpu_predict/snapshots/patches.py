@@ -10,12 +10,15 @@ differences of executable code").
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 
 BLOCK_BYTES = 8 << 10
 _ANCHOR_BYTES = 16
 _ANCHORS = 6
 _REACH_BYTES = 64 << 10
 _UNIQUE_REACH_BYTES = 2 << 10
+_UNPACKED_BYTES = 256 << 10
 
 Blocks = list[tuple[int, int]]
 """Length of each block of the new stream, and where in the old one it lies."""
@@ -44,20 +47,54 @@ def apply_patch(old: bytes | memoryview, blocks: Blocks, patch: bytes | memoryvi
     ValueError
         If the patch does not fit the blocks.
     """
-    total = sum(length for length, _ in blocks)
+
+    def former(place: int, length: int) -> bytes:
+        return bytes(old[place : place + length])
+
+    return b"".join(patched_blocks(blocks, former, partial(next, iter([patch]), b"")))
+
+
+def patched_blocks(
+    blocks: Blocks,
+    former: Callable[[int, int], bytes],
+    patch: Callable[[], bytes | bytearray | memoryview],
+) -> Iterator[bytes]:
+    """Yield the new stream block by block.
+
+    Parameters
+    ----------
+    former
+        Returns the old stream's bytes from a place on, and how many; fewer where it ends.
+    patch
+        Returns the next piece of the patch, nothing after the last.
+
+    Raises
+    ------
+    ValueError
+        If the patch does not fit the blocks.
+    """
     unpacker = zlib.decompressobj()
-    try:
-        difference = memoryview(unpacker.decompress(patch, total + 1))
-    except zlib.error as error:
-        raise ValueError(f"the patch is damaged: {error}") from error
-    if len(difference) != total:
-        raise ValueError(f"the patch has {len(difference)} bytes, its blocks {total}")
-    out: list[bytes] = []
-    start = 0
+    difference = bytearray()
+
+    def unpack(most: int) -> bool:
+        packed = unpacker.unconsumed_tail or patch()
+        try:
+            found = unpacker.decompress(packed, most)
+        except zlib.error as error:
+            raise ValueError(f"the patch is damaged: {error}") from error
+        difference.extend(found)
+        return bool(packed or found)
+
     for length, place in blocks:
-        out.append(_xor(difference[start : start + length], bytes(old[place : place + length])))
-        start += length
-    return b"".join(out)
+        while len(difference) < length:
+            if not unpack(_UNPACKED_BYTES):
+                raise ValueError("the patch is shorter than its blocks")
+        yield _xor(difference[:length], former(place, length))
+        del difference[:length]
+    while not difference and unpack(1):
+        pass
+    if difference:
+        raise ValueError("the patch is longer than its blocks")
 
 
 def _find(old: bytes, block: bytes, start: int, shift: int) -> int:
@@ -80,7 +117,7 @@ def _find(old: bytes, block: bytes, start: int, shift: int) -> int:
     return max(votes, key=lambda moved: votes[moved]) if votes else shift
 
 
-def _xor(one: memoryview | bytes, other: bytes) -> bytes:
+def _xor(one: bytearray | memoryview | bytes, other: bytes) -> bytes:
     length = len(one)
     value = int.from_bytes(one, "little") ^ int.from_bytes(other[:length], "little")
     return value.to_bytes(length, "little")

@@ -18,7 +18,7 @@ from ..errors import SnapshotError
 from .buffers import IN_BAND_BYTES, BufferTable, Source, loaded, raw_memory
 from .definitions import reduce_class
 from .identity import has_identity, is_constant_kind
-from .plain import HOOKS, MAKE, is_plain
+from .plain import HOOKS, MAKE, Attributes, attributes_of, is_plain
 from .rebuild import Rebuild
 from .reducers import Handler, find_handler
 from .streams import Stream
@@ -59,7 +59,7 @@ class Context:
         self.array_ranges: dict[int, tuple[int, int, Any]] = {}
         self.storage_ranges: dict[int, tuple[int, int, Any]] = {}
         self.kinds: dict[type, tuple[Handler | None, bool]] = {}
-        self.plain: dict[type, tuple[type]] = {}
+        self.plain: dict[type, tuple[tuple[type], Attributes | None]] = {}
         self.elsewhere: Callable[[], Iterator[Container[int]]] | None = None
         self.head: tuple[bytes, dict[int, Any]] | None = None
         self._class_indices: dict[int, int] = {}
@@ -227,7 +227,7 @@ class SnapshotPickler(pickle.Pickler):
         except KeyError:
             handler, constant = kinds[type(obj)] = _look_up(type(obj))
             if kinds[type(obj)] is _PLAIN and is_plain(type(obj)):
-                self.context.plain[type(obj)] = (type(obj),)
+                self.context.plain[type(obj)] = (type(obj),), attributes_of(type(obj))
         if not constant:
             self.elsewhere = next(self._others, self.elsewhere)
             if id(obj) in self.elsewhere and has_identity(self.context, obj):
@@ -329,12 +329,12 @@ def _quick(pickler: SnapshotPickler) -> Callable[[Any], Any]:
 
     def reduce(obj: Any) -> Any:
         kind = type(obj)
-        arguments = plain(kind)
-        if arguments is not None:
+        found = plain(kind)
+        if found is not None:
             state = obj.__dict__
             if HOOKS.isdisjoint(state):
                 meet(obj)
-                return make, arguments, state or None
+                return make, found[0], state or None, None, None, found[1]
         if known(kind) is _PLAIN:
             meet(obj)
             return NotImplemented

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copyreg
 import types
+from collections.abc import Callable
+from typing import Any
 
 
 class _Plain:
@@ -44,3 +46,43 @@ def is_plain(kind: type) -> bool:
 
 def _dictionaries(kind: type) -> list[type]:
     return [type(vars(c)["__dict__"]) for c in kind.__mro__ if "__dict__" in vars(c)]
+
+
+class Attributes:
+    """Written as what makes a dictionary the attributes of an instance of `kind`.
+
+    Unpickling copies an instance's dictionary into its own and keeps both until the stream ends,
+    and what is copied into an empty instance takes the more room the less it holds.
+    """
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def __call__(self, obj: Any, attributes: dict[str, Any]) -> None:
+        """Be called by no one; a pickler asks for a function."""
+        raise NotImplementedError
+
+
+def attributes_of(kind: type) -> Attributes | None:
+    """Return what sets the attributes of a plain class, unless it wants to do that itself."""
+    return None if hasattr(kind, "__setstate__") else Attributes(kind)
+
+
+def setter_for(kind: type) -> Callable[[Any, dict[str, Any]], None]:
+    """Return what gives an instance its attributes: the dictionary itself where that can be."""
+    if is_plain(kind) and not hasattr(kind, "__setstate__"):
+        own: Any = next(vars(c)["__dict__"] for c in kind.__mro__ if "__dict__" in vars(c))
+        setter: Callable[[Any, dict[str, Any]], None] = own.__set__
+        return setter
+    return _build
+
+
+def _build(obj: Any, attributes: dict[str, Any]) -> None:
+    """Do as unpickling does, for a class that has become another since the snapshot."""
+    set_state = getattr(obj, "__setstate__", None)
+    if set_state is not None:
+        set_state(attributes)
+    else:
+        obj.__dict__.update(attributes)

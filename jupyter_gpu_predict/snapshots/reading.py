@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SnapshotCancelledError, SnapshotDamagedError, SnapshotError
 from .buffers import allocate
-from .chunks import CHUNK_BYTES, chunk_matches, chunk_name
+from .chunks import CHUNK_BYTES, Buffer, chunk_matches, chunk_name
+from .patches import patched_blocks
 from .transfer import (
     REPORT_S,
     WORKERS,
@@ -67,6 +71,7 @@ class BlobReader:
         self._store = store
         self._blobs: list[Names] = manifest["blobs"]
         self._patched: Mapping[str, Any] = manifest["patched"]
+        self._buffers: list[Mapping[str, Any]] = manifest["buffers"]
         self._memory: dict[int, memoryview] = {}
         self._lengths: dict[int, int] = {}
         self._zeros = chunk_name(bytes(CHUNK_BYTES))
@@ -82,8 +87,27 @@ class BlobReader:
         if memory is not None:
             part = memory[group["offset"] : group["offset"] + group["nbytes"]]
             return io.BufferedReader(_Memory(part), 1 << 20)
-        chunks = _Chunks(self._store, self._blobs[group["blob"]])
-        return io.BufferedReader(chunks, READ_AHEAD_BYTES)
+        pieces: Iterator[Buffer] = self._pieces(group["blob"])
+        if (entry := self._patched.get(str(group["blob"]))) is not None:
+            former = _Parts(self._store, self._blobs[entry["base"]])
+            patch = self._pieces(entry["patch"])
+            pieces = patched_blocks(entry["blocks"], former.read, lambda: next(patch, b""))
+        return io.BufferedReader(_Pieces(pieces), READ_AHEAD_BYTES)
+
+    def _pieces(self, number: int) -> Iterator[bytearray]:
+        """Yield the chunks of a blob; each is read and checked once more when it is its turn."""
+        return (read_chunk(self._store, *entry) for entry in self._blobs[number])
+
+    def read_again(self, index: int) -> Any:
+        """Return memory that somebody has taken, in a new owner."""
+        buffer = next(b for b in self._buffers if b["index"] == index)
+        owner, target = allocate(buffer)
+        start = buffer["offset"]
+        whole = self._memory.get(buffer["blob"])
+        if whole is None:
+            whole = self._whole(self._blobs[buffer["blob"]])
+        target[:] = whole[start : start + len(target)]
+        return owner
 
     def _read(self, manifest: Mapping[str, Any], groups: Collection[int]) -> None:
         chosen = [manifest["groups"][number] for number in groups]
@@ -111,7 +135,7 @@ class BlobReader:
                 continue
             length = self._length(number)
             entry = {g["blob"] for g in chosen if g["nbytes"] == length}
-            if length > KEPT_STREAM_BYTES and number in entry and str(number) not in self._patched:
+            if length > KEPT_STREAM_BYTES and number in entry:
                 passing.add(number)
             else:
                 self._memory[number] = memoryview(bytearray(length))
@@ -119,6 +143,9 @@ class BlobReader:
         for target, buffer in spread:
             start = buffer["offset"]
             target[:] = self._memory[buffer["blob"]][start : start + buffer["nbytes"]]
+        for number in kept:
+            # Its owner may go before this.
+            del self._memory[number]
 
     def _length(self, number: int) -> int:
         known = self._lengths.get(number)
@@ -144,13 +171,15 @@ class BlobReader:
                 start += length
             if start != len(self._memory[number]):
                 raise SnapshotDamagedError(f"a blob of the snapshot has {start} bytes only")
-        pieces += [(name, None, length) for n in passing for name, length in self._blobs[n]]
+        parts = [self._patched.get(str(n), {"base": n, "patch": None}) for n in passing]
+        read = [n for entry in parts for n in (entry["base"], entry["patch"]) if n is not None]
+        pieces += [(name, None, length) for n in read for name, length in self._blobs[n]]
         with ThreadPoolExecutor(WORKERS, "jupyter-gpu-predict-chunks") as pool:
             self._await([pool.submit(self._chunks, run) for run in _runs(pieces)])
         for number in self._memory:
             entry = self._patched.get(str(number))
             if entry is not None:
-                old, patch = (self._whole(entry[part]) for part in ("base", "patch"))
+                old, patch = (self._whole(self._blobs[entry[part]]) for part in ("base", "patch"))
                 self._memory[number] = memoryview(unpatch(old, entry["blocks"], patch))
 
     def _await(self, futures: list[Future[None]]) -> None:
@@ -174,8 +203,7 @@ class BlobReader:
         if self._progress is not None:
             self._progress(self.total_bytes, self.total_bytes)
 
-    def _whole(self, number: int) -> memoryview:
-        names = self._blobs[number]
+    def _whole(self, names: Names) -> memoryview:
         parts = [read_chunk(self._store, name, length) for name, length in names]
         return memoryview(b"".join(parts))
 
@@ -222,12 +250,11 @@ class _Memory(io.RawIOBase):
         return count
 
 
-class _Chunks(io.RawIOBase):
-    """A blob as a file; each chunk is read and checked once more when it is its turn."""
+class _Pieces(io.RawIOBase):
+    """Pieces one after the other as a file."""
 
-    def __init__(self, store: SnapshotStore, names: Names) -> None:
-        self._store = store
-        self._names = iter(names)
+    def __init__(self, pieces: Iterator[Buffer]) -> None:
+        self._pieces = pieces
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
@@ -235,11 +262,32 @@ class _Chunks(io.RawIOBase):
 
     def readinto(self, into: Any) -> int:
         while not self._rest:
-            entry = next(self._names, None)
-            if entry is None:
+            piece = next(self._pieces, None)
+            if piece is None:
                 return 0
-            self._rest = memoryview(read_chunk(self._store, *entry))
+            self._rest = memoryview(piece)
         count = min(len(into), len(self._rest))
         into[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
+
+
+class _Parts:
+    """A blob that is read here and there, mostly from its beginning to its end."""
+
+    def __init__(self, store: SnapshotStore, names: Names) -> None:
+        lengths = (length for _, length in names)
+        self._starts = list(itertools.accumulate(lengths, initial=0))
+        self._chunk = lru_cache(maxsize=4)(lambda number: read_chunk(store, *names[number]))
+
+    def read(self, place: int, length: int) -> bytes:
+        """Return `length` bytes from a place on; fewer where the blob ends."""
+        found = bytearray()
+        end = min(place + length, self._starts[-1])
+        while place < end:
+            number = bisect_right(self._starts, place) - 1
+            start = self._starts[number]
+            part = self._chunk(number)[place - start : end - start]
+            found += part
+            place += len(part)
+        return bytes(found)

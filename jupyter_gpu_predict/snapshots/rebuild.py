@@ -11,7 +11,7 @@ import pickle
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import SnapshotError
@@ -22,6 +22,7 @@ from .tensors import RebuildTensors
 from .types_memory import RebuildMemory
 from .types_modules import RebuildModules
 from .types_objects import RebuildObjects
+from .types_trees import RebuildTrees
 from .types_widgets import RebuildTraits
 
 
@@ -32,6 +33,7 @@ class Rebuild(
     RebuildMemory,
     RebuildObjects,
     RebuildTraits,
+    RebuildTrees,
     RebuildRegistered,
     RebuildDefinitions,
 ):
@@ -42,12 +44,20 @@ class Rebuild(
     namespace
         The dictionary that functions of the session get as their globals.
     buffers
-        The owners of memory, already filled, by their number.
+        The owners of memory, already filled, by their number; what is used once is taken out.
+    read_again
+        Returns such memory once more.
     """
 
-    def __init__(self, namespace: dict[str, Any], buffers: Mapping[int, Any]) -> None:
+    def __init__(
+        self,
+        namespace: dict[str, Any],
+        buffers: dict[int, Any],
+        read_again: Callable[[int], Any],
+    ) -> None:
         self.namespace = namespace
-        self.buffers = dict(buffers)
+        self.buffers = buffers
+        self.read_again = read_again
         self.definitions: dict[int, type] = {}
         self.faults: dict[int, str] = {}
         self.present: dict[int, type] = {}

@@ -25,6 +25,7 @@ from .arrays import (
 )
 from .buffers import loaded
 from .definitions import importable, reduce_cell, reduce_function
+from .plain import Attributes
 from .rebuild import Rebuild
 from .register import find_registered
 from .tensors import reduce_optimizer, reduce_storage, reduce_tensor, reduce_typed_storage
@@ -49,6 +50,7 @@ from .types_objects import (
     reduce_thread_local,
     reduce_weak_method,
 )
+from .types_trees import is_tree, reduce_tree
 from .types_widgets import is_traits, reduce_traits
 
 if TYPE_CHECKING:
@@ -99,6 +101,8 @@ def find_handler(kind: type) -> Handler | None:
         return reduce_file_handler
     if issubclass(kind, BaseException):
         return reduce_exception
+    if is_tree(kind):
+        return reduce_tree
     if is_traits(kind):
         return reduce_traits
     if guards_attributes(kind):
@@ -300,6 +304,7 @@ _EXACT: dict[type, Handler] = {
     weakref.WeakSet: _reduce_weak_set,
     type(functools.lru_cache(maxsize=1)(len)): _reduce_lru_cache,
     object: _reduce_sentinel,
+    Attributes: lambda pickler, setter: (Rebuild.attributes, (setter.kind,)),
     **{
         getattr(typing, name): _reduce_type_variable
         for name in ("TypeVar", "ParamSpec", "TypeVarTuple", "NewType")

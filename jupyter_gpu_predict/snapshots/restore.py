@@ -82,7 +82,7 @@ def restore(
     blobs = BlobReader(store, manifest, numbers, progress=progress, cancelled=cancelled)
     read_s = time.perf_counter() - started
     former = dict(namespace)
-    rebuild = Rebuild(namespace, blobs.owners)
+    rebuild = Rebuild(namespace, blobs.owners, blobs.read_again)
     if only is not None:
         rebuild.present = _present(namespace, manifest["definitions"])
     chosen = [v for v in manifest["variables"] if v["name"] in wanted]

@@ -174,13 +174,10 @@ def _apply_matplotlib(state: dict[str, Any]) -> None:
 
 
 def _capture_torch(torch: Any) -> dict[str, Any]:
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     cudnn = torch.backends.cudnn
     return {
         "random": torch.get_rng_state().numpy().tobytes(),
-        "cuda random": [s.numpy().tobytes() for s in torch.cuda.get_rng_state_all()]
-        if cuda
-        else [],
+        "device random": _device_random(torch),
         "dtype": str(torch.get_default_dtype()),
         "device": str(torch.get_default_device()),
         "threads": torch.get_num_threads(),
@@ -200,8 +197,8 @@ def _apply_torch(state: dict[str, Any]) -> None:
     import torch
 
     torch.set_rng_state(_byte_tensor(torch, state["random"]))
-    if state["cuda random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([_byte_tensor(torch, s) for s in state["cuda random"]])
+    for kind, states in state["device random"].items():
+        _set_device_random(torch, kind, states)
     torch.set_default_dtype(getattr(torch, state["dtype"].removeprefix("torch.")))
     if str(torch.get_default_device()) != state["device"]:
         torch.set_default_device(state["device"])
@@ -215,6 +212,36 @@ def _apply_torch(state: dict[str, Any]) -> None:
     vars(torch._tensor_str.PRINT_OPTS).update(state["print"])
     handle = torch.utils.hooks.RemovableHandle
     handle.next_id = max(handle.next_id, state["next hook"])
+
+
+def _device_random(torch: Any) -> dict[str, list[bytes]]:
+    """Return the generators' states of each type of device that this process has used."""
+    accelerators = getattr(torch, "accelerator", None)
+    current = None if accelerators is None else accelerators.current_accelerator()
+    found = {}
+    for kind in {"cuda", *([] if current is None else [current.type])}:
+        module: Any = getattr(torch, kind, None)
+        in_use = getattr(module, "is_initialized", getattr(module, "is_available", None))
+        if in_use is None or not in_use():
+            continue
+        if hasattr(module, "get_rng_state_all"):
+            found[kind] = [s.numpy().tobytes() for s in module.get_rng_state_all()]
+        elif hasattr(module, "get_rng_state"):
+            found[kind] = [module.get_rng_state().numpy().tobytes()]
+    return found
+
+
+def _set_device_random(torch: Any, kind: str, states: list[bytes]) -> None:
+    """Set the generators of as many devices of a type as there are here."""
+    module: Any = getattr(torch, kind, None)
+    if module is None or not module.is_available():
+        return
+    tensors = [_byte_tensor(torch, state) for state in states]
+    if hasattr(module, "set_rng_state_all"):
+        for index, tensor in enumerate(tensors[: module.device_count()]):
+            module.set_rng_state(tensor, index)
+    else:
+        module.set_rng_state(tensors[0])
 
 
 def _byte_tensor(torch: Any, data: bytes) -> Any:

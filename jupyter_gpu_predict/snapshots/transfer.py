@@ -160,7 +160,6 @@ class ChunkWriter:
             for part in _drained(parts):
                 blob.feed(part)
             names = blob.close()
-            self._count(sum(length for _, length in names))
             self.remember(key, names)
             return names
         pieces: list[bytes] = []
@@ -308,6 +307,7 @@ class StreamBlob:
             data = bytes(data)  # what is written must be what was hashed
         name = chunk_name(data)
         self._chunks._add(name, memoryview(data))
+        self._chunks._count(len(data))
         self._names.append((name, len(data)))
 
 

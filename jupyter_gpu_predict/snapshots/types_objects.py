@@ -12,6 +12,8 @@ import types
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from .plain import setter_for
+
 if TYPE_CHECKING:
     from .pickling import SnapshotPickler
 
@@ -197,6 +199,10 @@ class RebuildObjects:
             error.__setstate__(own)
         error.__cause__, error.__context__ = cause, context
         error.__suppress_context__ = suppressed
+
+    def attributes(self, kind: type) -> Any:
+        """Return what gives an instance of a class its attributes."""
+        return setter_for(kind)
 
     def fill_instance(self, obj: Any, state: Any) -> None:
         """Give an object its attributes without calling any method of its class."""

@@ -72,6 +72,20 @@ def test_an_insertion_writes_little(folder, session, place):
     assert namespace["items"][place].i == -1
 
 
+def test_a_long_stream_with_a_patch_is_not_put_together_in_memory(folder, session, monkeypatch):
+    capture(session, folder, KEY, **NAMES)
+    item = session["Item"](-1)
+    session["items"].insert(10_000, item)
+    session["by_name"][item.name] = item
+    report = capture(session, folder, KEY, **NAMES)
+    assert folder.read(report.snapshot_id)["manifest"]["patched"]
+    monkeypatch.setattr("jupyter_gpu_predict.snapshots.reading.KEPT_STREAM_BYTES", 100_000)
+    monkeypatch.delattr("jupyter_gpu_predict.snapshots.reading.unpatch")
+    namespace, _ = _restored(folder, report.snapshot_id)
+    assert [i.i for i in namespace["items"]] == [i.i for i in session["items"]]
+    assert namespace["by_name"]["item-7"] in namespace["items"]
+
+
 def test_memory_that_changes_while_it_is_saved_is_saved_as_it_was_at_some_moment(
     folder, monkeypatch
 ):

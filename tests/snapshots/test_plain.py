@@ -8,6 +8,7 @@ import collections
 import copyreg
 import dataclasses
 import enum
+import sys
 import threading
 import typing
 from types import SimpleNamespace
@@ -162,3 +163,59 @@ b = [datetime.date(2000, 1, 1) + day * i for i in range(80001)]
     namespace, _ = load(report.snapshot_id)
     assert len(namespace["a"]) == 50001
     assert namespace["b"][-1] == namespace["b"][0] + 80000 * namespace["day"]
+
+
+RECORDS = """
+class Record:
+    def __init__(self, number, parent):
+        self.number, self.parent, self.tags = number, parent, [number]
+class Restored(Record):
+    def __setstate__(self, state): self.__dict__.update(state, told=True)
+records = []
+for i in range(50):
+    records.append((Restored if i % 10 == 9 else Record)(i, records[i // 2 - 1] if i > 2 else None))
+records[1].parent = records[1]
+records[2].__dict__[3] = "not a name"
+attributes = vars(records[4])
+nothing = Record.__new__(Record)
+"""
+
+
+def test_attributes_come_back_as_the_dictionary_they_were(save, load):
+    _, report = save(RECORDS)
+    # `__setstate__` adds something, which a digest would tell.
+    namespace, found = load(report.snapshot_id, check=False)
+    records = namespace["records"]
+    assert {v.status for v in found.variables} == {"restored"}
+    assert [r.number for r in records] == list(range(50))
+    assert all(r.parent is records[i // 2 - 1] for i, r in enumerate(records) if i > 2)
+    assert records[1].parent is records[1]
+    assert vars(records[2])[3] == "not a name"
+    assert vars(records[4]) is namespace["attributes"]
+    assert [r.number for r in records if hasattr(r, "told")] == [9, 19, 29, 39, 49]
+    assert vars(namespace["nothing"]) == {}
+    namespace["attributes"]["later"] = 1
+    assert records[4].later == 1
+
+
+def test_a_class_that_has_become_another_gets_its_attributes_its_own_way(
+    save, load, tmp_path, monkeypatch
+):
+    module = tmp_path / "changing_records.py"
+    module.write_text("class A:\n    pass\nclass B:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    _, report = save("""
+import changing_records
+from changing_records import A, B
+a, b = [A() for _ in range(3)], [B() for _ in range(3)]
+for one in a + b: one.x = 5
+""")
+    changed = sys.modules["changing_records"]
+    monkeypatch.setattr(changed.A, "__setstate__", lambda self, s: vars(self).update(y=s["x"]),
+                        raising=False)  # fmt: skip
+    slotted = type("B", (), {"__slots__": ("z", "__dict__"), "__module__": "changing_records"})
+    monkeypatch.setattr(changed, "B", slotted)
+    namespace, _ = load(report.snapshot_id, check=False)
+    assert [vars(one) for one in namespace["a"]] == [{"y": 5}] * 3
+    assert [vars(one) for one in namespace["b"]] == [{"x": 5}] * 3
+    assert type(namespace["b"][0]) is slotted

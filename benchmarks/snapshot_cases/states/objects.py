@@ -1,4 +1,11 @@
-"""1.4 million small Python objects that refer to each other."""
+"""1.4 million small Python objects that refer to each other.
+
+Where the peak of a restore comes from, for the 200,000 instances alone (96 MB as they were built,
+125 MB at the peak, Python 3.11): 16 MB because a restored instance has a dictionary of its own
+instead of values beside the keys of its class; 12 MB are the unpickler's memo of a million entries
+and what is read ahead. A plain unpickler, which keeps each instance's state until the end besides
+copying it, is at 163 MB.
+"""
 
 from __future__ import annotations
 

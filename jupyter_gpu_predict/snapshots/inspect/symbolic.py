@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import SnapshotDamagedError, SnapshotError
 from ..collector import paused_gc
+from .dense import rebuild_method
 from .nodes import Call, FrozenItems, Global, Items, Pairs
 
 MAX_STEPS = 40_000_000
@@ -201,7 +202,9 @@ class _Machine:
         arguments = self.stack.pop()
         function = self.stack[-1]
         if self.data[self.position] == _POP and type(arguments) is tuple and len(arguments) == 2:
-            _set_state(arguments[0], function, arguments[1])
+            # Plain attributes say the same either way; which of them was written is no difference.
+            plain = type(function) is Call and rebuild_method(function) == "attributes"
+            _set_state(arguments[0], None if plain else function, arguments[1])
         self.stack[-1] = Call("reduce", function, arguments)
 
     def build(self) -> None:
