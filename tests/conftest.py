@@ -1,4 +1,4 @@
-"""A real Jupyter server with simulated GPUs for the tests of one module."""
+"""What tests of several folders share: a server with simulated GPUs, the emulated accelerator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emulators.accelerator import NoCompilerError, build
 from live_server import SERVER_OPTIONS, Run, TestServer, event_loop, running
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> None:
+    """Build the emulated accelerator, or skip where that cannot be."""
+    try:
+        build()
+    except NoCompilerError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulators.accelerator import Devices, NoCompilerError, build
+from emulators.accelerator import Devices
 from lone_kernel import Kernel
 
 # Whichever test comes first builds the accelerator.
@@ -18,11 +18,7 @@ GRANT = {"epoch": 1, "bytes": 0}
 
 
 @pytest.fixture(scope="module")
-def devices(tmp_path_factory: pytest.TempPathFactory) -> Devices:
-    try:
-        build()
-    except NoCompilerError as error:
-        pytest.skip(str(error))
+def devices(accelerator: None, tmp_path_factory: pytest.TempPathFactory) -> Devices:
     return Devices(tmp_path_factory.mktemp("machine") / "ledger", (256 * MIB,), 30 * MIB)
 
 
@@ -74,6 +70,23 @@ def test_a_cap_holds_from_the_first_allocation_and_can_be_moved(
     # What the allocator only keeps is given back when the cap falls.
     assert kernel.ask("gpu_cap_request", cap_bytes=10 * MIB)["reserved_bytes"] == 0
     assert devices.used(0) == 30 * MIB
+
+
+def test_the_random_generators_of_any_device_are_known_and_set(kernel: Kernel) -> None:
+    kernel.run(
+        "import torch\n"
+        "from jupyter_gpu_predict.kernel import generators as g\n"
+        "assert 'torch.emu' not in g.generator_states()\n"
+        "torch.emu.init(); states = g.generator_states()\n"
+        "assert g.unused_since_import('torch.emu', states['torch.emu'])\n"
+        "with g.generators_as_they_are():\n"
+        "    inside = torch.rand(4, device='emu').cpu()\n"
+        "    assert not g.unused_since_import('torch.emu', g.generator_states()['torch.emu'])\n"
+        "assert torch.equal(torch.rand(4, device='emu').cpu(), inside)\n"
+        "assert not torch.equal(torch.rand(4, device='emu').cpu(), inside)\n"
+        "g.set_generator_states(states)\n"
+        "assert torch.equal(torch.rand(4, device='emu').cpu(), inside)"
+    )
 
 
 def test_a_cell_of_a_kernel_that_the_driver_has_claims_whatever_it_names(

@@ -7,23 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulators.accelerator import Devices, NoCompilerError, Worker, build
+from emulators.accelerator import Devices, Worker
 
 pytestmark = pytest.mark.timeout(600)
 
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def library() -> Path:
-    try:
-        return build()
-    except NoCompilerError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
+def worker(accelerator: None, tmp_path: Path) -> Iterator[Worker]:
     with Worker(Devices(tmp_path / "ledger", (256 * MIB,), context_bytes=30 * MIB)) as process:
         yield process
 

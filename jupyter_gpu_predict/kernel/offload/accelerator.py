@@ -24,16 +24,6 @@ _STREAMS = 2
 """Copies take turns on so many streams of a device, so that one is under way at any time."""
 
 
-def is_here(device: str, storage: Any) -> bool:
-    """Return whether a storage belongs to a device of that type."""
-    return bool(storage.device.type == device)
-
-
-def host_reason(storage: Any) -> str | None:
-    """Return ``None``: such a storage is device memory unless a region holds it."""
-    return None
-
-
 class AcceleratorAdapter:
     """Device memory of torch's allocator for `device`, host copies in memory, the rest on disk."""
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from types import GetSetDescriptorType
 from typing import Any
 
 
 def is_node_type(cls: type) -> bool:
     """Return whether objects of `cls` are nodes of an autograd graph."""
-    return any("next_functions" in base.__dict__ for base in cls.__mro__)
+    return any(map(_makes_nodes, cls.__mro__))
+
+
+def node_types() -> list[type]:
+    """Return the classes from which those of all such nodes derive."""
+    return list(filter(_makes_nodes, object.__subclasses__()))
+
+
+def _makes_nodes(cls: type) -> bool:
+    # One that C defines: what a class of the user's calls so is no graph.
+    return isinstance(cls.__dict__.get("next_functions"), GetSetDescriptorType)
 
 
 def saved_tensors(nodes: Iterable[Any], tensor_base: type) -> Iterator[Any]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gc
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import compress
+from functools import cache
 from typing import Any
 
 from ...errors import BadInputError
-from . import accelerator, simulated
+from . import simulated
 from .exports import export_reason
-from .graph import is_node_type, saved_tensors
+from .graph import node_types, saved_tensors
 from .loaded import loaded_torch
 from .region import Ranges
 
@@ -101,6 +100,7 @@ def check_device(torch: Any, device: str) -> None:
         )
 
 
+_NODE = "node of an autograd graph"
 _CALLS = ("device_count", "empty_cache", "is_initialized", "memory_snapshot", "synchronize")
 
 
@@ -111,8 +111,10 @@ class _Search:
         self.torch = torch
         self.base = torch._C.TensorBase
         simulating = device == "simulated"
-        self.is_here = simulated.is_here if simulating else partial(accelerator.is_here, device)
-        self.host_reason = simulated.host_reason if simulating else accelerator.host_reason
+        mine = "cpu" if simulating else device
+        # Once for each device: a device's type is slower to be had than all else of a tensor.
+        self.is_here = cache(lambda device: device.type == mine)
+        self.host_reason = simulated.host_reason if simulating else None
         self.storages: dict[int, Any] = {}
         self.skipped: list[Skipped] = []
         self.graphs = 0
@@ -126,24 +128,9 @@ class _Search:
 
     def run(self) -> None:
         torch = self.torch
-        roles = (self.base, torch.UntypedStorage, torch.TypedStorage, torch.jit.ScriptModule)
-        graph_type = getattr(torch.cuda, "CUDAGraph", None)
-        objects = _objects()
-        classes = list(map(type, objects))
-        kinds: dict[type, Any] = {}
-        for cls in set(classes):
-            mro = cls.__mro__
-            role = next((r for r in roles if r in mro), None)
-            if role is None and graph_type is not None and graph_type in mro:
-                role = graph_type
-            if role is None and is_node_type(cls):
-                role = "node"
-            if role is not None:
-                kinds[cls] = role
-        found = list(compress(objects, map(kinds.__contains__, classes)))
-        del objects, classes
+        kinds = self._kinds()
         nodes: list[Any] = []
-        for obj in found:
+        for obj in _instances(_objects(), kinds):
             role = kinds[type(obj)]
             if role is self.base:
                 self.add_tensor(obj, nodes)
@@ -151,15 +138,31 @@ class _Search:
                 self.add_storage(obj)
             elif role is torch.TypedStorage:
                 self.add_storage(obj._untyped_storage)
-            elif role == "node":
-                nodes.append(obj)
-            elif role is graph_type:
-                self.graphs += 1
-            else:
+            elif role is torch.jit.ScriptModule:
                 for tensor in script_tensors(torch, obj):
                     self.add_tensor(tensor, nodes)
+            elif role is _NODE:
+                nodes.append(obj)
+            else:
+                self.graphs += 1
         for tensor in saved_tensors(nodes, self.base):
             self.add_tensor(tensor, [])
+
+    def _kinds(self) -> dict[type, Any]:
+        """Return every class whose objects can hold memory, and by which of its bases they do."""
+        torch = self.torch
+        roles = [self.base, torch.UntypedStorage, torch.TypedStorage, torch.jit.ScriptModule]
+        if (graph := getattr(torch.cuda, "CUDAGraph", None)) is not None:
+            roles.append(graph)
+        # Asking torch's classes for theirs is quicker than asking a million objects for theirs.
+        kinds: dict[type, Any] = {}
+        todo = [*((cls, _NODE) for cls in node_types()), *((cls, cls) for cls in roles)]
+        while todo:
+            cls, role = todo.pop()
+            if cls not in kinds:
+                kinds[cls] = role
+                todo += ((below, role) for below in type.__subclasses__(cls))
+        return kinds
 
     def add_tensor(self, tensor: Any, nodes: list[Any]) -> None:
         try:
@@ -168,12 +171,13 @@ class _Search:
             # No storage of its own: sparse, opaque, a wrapper around others, uninitialised.
             for part in self.parts(tensor):
                 self.add_tensor(part, nodes)
-        if self._leaf(tensor) or self._retains(tensor):
-            grad = self._grad(tensor)
-            if grad is not None:
-                self.add_tensor(grad, nodes)
         if not self._leaf(tensor):
             nodes.append(self._grad_fn(tensor))
+            if not self._retains(tensor):
+                return
+        grad = self._grad(tensor)
+        if grad is not None:
+            self.add_tensor(grad, nodes)
 
     def parts(self, tensor: Any) -> Iterator[Any]:
         """Yield the tensors that a tensor without storage consists of; name what has none."""
@@ -197,7 +201,7 @@ class _Search:
 
     def add_storage(self, storage: Any) -> None:
         identity = storage._cdata
-        if identity not in self.storages and self.is_here(storage) and storage.nbytes():
+        if identity not in self.storages and self.is_here(storage.device) and storage.nbytes():
             self.storages[identity] = storage
 
     def result(self) -> Holdings:
@@ -217,7 +221,7 @@ class _Search:
                 if reason is not None:
                     self.skipped.append(Skipped(reason, nbytes, False))
                 continue
-            reason = self.host_reason(storage)
+            reason = None if self.host_reason is None else self.host_reason(storage)
             if reason is not None:
                 self.skipped.append(Skipped(reason, nbytes, False))
                 continue
@@ -239,6 +243,16 @@ def script_tensors(torch: Any, module: Any) -> Iterable[Any]:
         return []
     both = (torch._C.ParameterDict(inner), torch._C.BufferDict(inner))
     return [tensor for group in both for _, tensor in group.items()]
+
+
+def _instances(objects: list[Any], classes: Collection[type]) -> list[Any]:
+    """Return the objects of just these classes, of which there may be few among millions."""
+    try:
+        return [o for o in objects if type(o) in classes]
+    except TypeError:
+        # Some class of the user's has a metaclass that made it unhashable.
+        known = set(map(id, classes))
+        return [o for o in objects if id(type(o)) in known]
 
 
 def _objects() -> list[Any]:

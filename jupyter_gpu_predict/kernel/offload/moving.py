@@ -14,7 +14,8 @@ from .segments import Segment
 from .staging import Chunk
 
 SETTLE_BYTES = 256 << 20
-"""Freed memory goes back to the device each time so much has been moved."""
+"""Freed memory goes back to the device each time so much has been moved, and a quarter of all:
+a heap goes through whatever is free in it each time."""
 
 
 class Adapter(Protocol):
@@ -84,7 +85,7 @@ def move_out(
         Nothing was changed, or the message says what had been moved and could not come back.
     """
     moved: list[Any] = []
-    freeing = _Freeing(adapter, torch)
+    freeing = _Freeing(adapter, torch, max(SETTLE_BYTES, sum(s.nbytes() for s in storages) // 4))
 
     def swap(chunk: Chunk, place: Any, finish: Callable[[], Region]) -> None:
         try:
@@ -135,8 +136,9 @@ def move_out(
 class _Freeing:
     """Frees memory that was moved out, in a thread, while the next chunk is copied."""
 
-    def __init__(self, adapter: Adapter, torch: Any) -> None:
+    def __init__(self, adapter: Adapter, torch: Any, settle_bytes: int) -> None:
         self._adapter, self._torch = adapter, torch
+        self._settle_bytes = settle_bytes
         self._blocks: list[Any] = []
         self._nbytes = 0
         self._thread: threading.Thread | None = None
@@ -146,7 +148,7 @@ class _Freeing:
         self._blocks += blocks
         blocks.clear()
         self._nbytes += nbytes
-        if self._nbytes >= SETTLE_BYTES:
+        if self._nbytes >= self._settle_bytes:
             self._begin()
 
     def finish(self) -> None:

@@ -171,20 +171,15 @@ class Offloader:
         RefusedError
             If memory cannot be moved safely now. Nothing was changed; it can be used as it is.
         """
-        started = time.perf_counter()
-        with self._lock:
-            torch = loaded_torch()
-            if torch is None or not self._held:
-                return RestoreReport(0, 0, (), time.perf_counter() - started)
-            self._refuse_if_unsafe(torch, "restored")
-            moved, why = self._movable()
+
+        def bring(torch: Any, storages: list[Any]) -> tuple[int, int]:
             if first is not None:
                 with torch._C.DisableTorchFunction():
                     wanted = Reach(torch).storages(first)
-                moved = [s for s in moved if s._cdata in wanted]
-            nbytes, count = self._bring(torch, moved)
-        seconds = time.perf_counter() - started
-        return RestoreReport(nbytes, count, why, seconds, self.suspended_bytes)
+                storages[:] = [s for s in storages if s._cdata in wanted]
+            return self._bring(torch, storages)
+
+        return self._return(bring)
 
     def restore_some(
         self, budget_bytes: int = SLICE_BYTES, budget_s: float = float("inf")
@@ -201,35 +196,33 @@ class Offloader:
         RefusedError
             If memory cannot be moved safely now. Nothing was changed; it can be used as it is.
         """
-        started = time.perf_counter()
-        with self._lock:
-            torch = loaded_torch()
-            if torch is None or not self._held:
-                return RestoreReport(0, 0, (), time.perf_counter() - started)
-            self._refuse_if_unsafe(torch, "restored")
-            moved, why = self._movable()
-            ranks = self._last_use() if moved else {}
-            moved.sort(key=lambda s: -ranks.get(s._cdata, 0))
+        ends = time.perf_counter() + budget_s
+
+        def bring(torch: Any, storages: list[Any]) -> tuple[int, int]:
+            ranks = self._last_use() if storages else {}
+            storages.sort(key=lambda s: -ranks.get(s._cdata, 0))
             nbytes = count = 0
             most = SLICE_BYTES
-            while moved and (not count or time.perf_counter() - started < budget_s):
+            while storages and (not count or time.perf_counter() < ends):
                 if count and nbytes >= budget_bytes:
                     break
-                part, rest = _slice(moved, min(most, budget_bytes - nbytes))
-                wanted, several = sum(s.nbytes() for s in part), len(part) > 1
+                part = _slice(storages, min(most, budget_bytes - nbytes))
+                wanted, several = sum(s.nbytes() for s in part), len(part)
                 try:
-                    count += self._bring(torch, part)[1]
+                    self._bring(torch, part)
                 except DeviceError:
-                    if several:
+                    if several > 1:
                         most = wanted // 2  # half of it may still find room
                         continue
                     if count:
                         break  # what came back is there, and the next call says what is wrong
                     raise
-                moved = rest
+                del storages[:several]
                 nbytes += wanted
-        seconds = time.perf_counter() - started
-        return RestoreReport(nbytes, count, why, seconds, self.suspended_bytes)
+                count += several
+            return nbytes, count
+
+        return self._return(bring)
 
     def bring_back(self, storage: Any) -> None:
         """Bring one storage back at once, if it is suspended here.
@@ -270,6 +263,19 @@ class Offloader:
                 else:
                     why.append((reason, held.nbytes))
         return moved, summed(why)
+
+    def _return(self, bring: Callable[[Any, list[Any]], tuple[int, int]]) -> RestoreReport:
+        """Let `bring` have what can come back; it tells the bytes and storages that did."""
+        started = time.perf_counter()
+        with self._lock:
+            torch = loaded_torch()
+            if torch is None or not self._held:
+                return RestoreReport(0, 0, (), time.perf_counter() - started)
+            self._refuse_if_unsafe(torch, "restored")
+            storages, why = self._movable()
+            nbytes, count = bring(torch, storages)
+        seconds = time.perf_counter() - started
+        return RestoreReport(nbytes, count, why, seconds, self.suspended_bytes)
 
     def _bring(self, torch: Any, storages: list[Any]) -> tuple[int, int]:
         nbytes, count = sum(s.nbytes() for s in storages), len(storages)
@@ -323,15 +329,15 @@ def _words(some: Sequence[Any], total: int, last_use: Mapping[int, int]) -> str:
     return f"the coldest {len(some)} of {total} storages: last named {ago} cells before the latest"
 
 
-def _slice(storages: list[Any], budget_bytes: int) -> tuple[list[Any], list[Any]]:
-    """Split off the first storages of so many bytes together, and at least one."""
+def _slice(storages: list[Any], budget_bytes: int) -> list[Any]:
+    """Return the first storages of so many bytes together, and at least one."""
     nbytes = count = 0
     for storage in storages:
         if count and nbytes + storage.nbytes() > budget_bytes:
             break
         nbytes += storage.nbytes()
         count += 1
-    return storages[:count], storages[count:]
+    return storages[:count]
 
 
 _offloaders: weakref.WeakSet[Offloader] = weakref.WeakSet()

@@ -13,11 +13,6 @@ from .spill import SpillFile
 from .staging import Chunk, on_disk
 
 
-def is_here(storage: Any) -> bool:
-    """Return whether a storage is CPU memory (whose memory it is, `host_reason` tells)."""
-    return bool(storage.device.type == "cpu")
-
-
 def host_reason(storage: Any) -> str | None:
     """Return why a CPU storage is plain host memory, ``None`` if it is the simulated GPU's."""
     if not storage.resizable():

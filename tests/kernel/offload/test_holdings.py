@@ -90,6 +90,25 @@ def test_custom_functions_saved_tensors_are_found_and_their_hooks_are_not_run():
     del loss
 
 
+def test_classes_of_the_users_that_look_like_torchs_or_cannot_be_hashed_hide_nothing():
+    class Named(type):
+        def __eq__(cls, other):
+            raise AssertionError("a scan must not run the user's code")
+
+        __hash__ = None
+
+    class Unhashable(metaclass=Named):
+        pass
+
+    class Flow:
+        next_functions = "none"
+
+    tensor = torch.ones(1000)
+    kept = [Unhashable(), Flow(), [tensor]]
+    assert identity(tensor) in ids()
+    del kept
+
+
 def test_script_modules_parameters_are_found():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from emulators.accelerator import Devices, FailedInWorkerError, NoCompilerError, Worker, build
+from emulators.accelerator import Devices, FailedInWorkerError, Worker
 
 from jupyter_gpu_predict.errors import DeviceError
 from jupyter_gpu_predict.kernel.offload import Offloader, exports, scan
@@ -20,11 +20,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def devices(tmp_path_factory: pytest.TempPathFactory) -> Devices:
-    try:
-        build()
-    except NoCompilerError as error:
-        pytest.skip(str(error))
+def devices(accelerator: None, tmp_path_factory: pytest.TempPathFactory) -> Devices:
     ledger = tmp_path_factory.mktemp("devices") / "ledger"
     return Devices(ledger, (96 * MIB, 96 * MIB), poison=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulators.accelerator import Devices, NoCompilerError, Worker, build
+from emulators.accelerator import Devices, Worker
 
 from jupyter_gpu_predict.errors import DeviceError, StorageFullError
 from jupyter_gpu_predict.kernel.offload import Offloader, moving, pool, staging
@@ -25,11 +25,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def devices(tmp_path_factory: pytest.TempPathFactory) -> Devices:
-    try:
-        build()
-    except NoCompilerError as error:
-        pytest.skip(str(error))
+def devices(accelerator: None, tmp_path_factory: pytest.TempPathFactory) -> Devices:
     ledger = tmp_path_factory.mktemp("devices") / "ledger"
     return Devices(ledger, (256 * MIB, 256 * MIB), poison=True)
 
