@@ -98,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .cli_models import run as run_models
 
             return run_models(options)
+        if options.command == "replay":
+            from .replay.cli import run as run_replay
+
+            return run_replay(options, console_for_people())
         if options.command == "doctor" and options.prove:
             return _prove(as_json=options.json, python=options.python)
         return commands[options.command](as_json=options.json)
@@ -132,9 +136,11 @@ def _parser() -> argparse.ArgumentParser:
         help="interpreter with torch that is tried (with --prove)",
     )
     from . import cli_models, cli_snapshots
+    from .replay import cli as cli_replay
 
     cli_snapshots.add_parser(commands)
     cli_models.add_parsers(commands)
+    cli_replay.add_parser(commands)
     commands.add_parser("demo", help="run the main job on simulated GPUs (demo --help says more)")
     return parser
 
