@@ -15,7 +15,13 @@ import numpy as np
 
 from jupyter_gpu_predict.core.forecast.demand_model import DemandModel
 from jupyter_gpu_predict.core.forecast.occupancy import occupancy_features
-from jupyter_gpu_predict.training.demand import Examples, UseSeries, examples, train_classifier
+from jupyter_gpu_predict.training.demand import (
+    MOMENTS,
+    Examples,
+    UseSeries,
+    examples,
+    train_classifier,
+)
 
 AHEAD = tuple(range(1, 13))
 PAST = 500
@@ -26,6 +32,7 @@ TEST_FROM = 0.6
 SERIES_PER_GROUP = 10
 FOLDS = 4
 EMPIRICAL = 60
+QUICK_MOMENTS = 8
 BOOTSTRAPS = 2000
 
 
@@ -39,10 +46,12 @@ class Origin:
     at: int
 
     def past(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the levels and the busy flags before it."""
         span = slice(self.at - PAST, self.at)
         return np.asarray(self.series.levels)[span], np.asarray(self.series.busy)[span]
 
     def future(self) -> np.ndarray:
+        """Return the levels that came."""
         return np.asarray(self.series.levels)[self.at : self.at + len(AHEAD)]
 
 
@@ -112,13 +121,17 @@ def trained(data: Examples, seed: int) -> DemandModel:
 
 
 def by_users(
-    origins: Sequence[Origin], groups: Mapping[str, Sequence[UseSeries]], seed: int
+    origins: Sequence[Origin], groups: Mapping[str, Sequence[UseSeries]], seed: int, quick: bool
 ) -> list[Said]:
     """Answer each origin by a model that has seen none of its owner's series."""
-    data = examples([s for members in groups.values() for s in members], AHEAD, seed=seed)
+    moments = QUICK_MOMENTS if quick else MOMENTS
+    every = [s for members in groups.values() for s in members]
+    data = examples(every, AHEAD, seed=seed, moments=moments)
     owners = sorted({o.series.owner for o in origins})
     said: dict[int, Said] = {}
-    for fold in np.array_split(np.random.default_rng(seed).permutation(owners), FOLDS):
+    for fold in np.array_split(
+        np.random.default_rng(seed).permutation(owners), 2 if quick else FOLDS
+    ):
         model = trained(data.chosen(~np.isin(data.owners, fold)), seed)
         held = set(fold)
         for i, origin in enumerate(origins):
@@ -128,7 +141,7 @@ def by_users(
 
 
 def by_time(
-    origins: Sequence[Origin], groups: Mapping[str, Sequence[UseSeries]], seed: int
+    origins: Sequence[Origin], groups: Mapping[str, Sequence[UseSeries]], seed: int, quick: bool
 ) -> list[Said]:
     """Answer each origin by a model that has seen only the first part of every series."""
     early = []
@@ -136,19 +149,29 @@ def by_time(
         for one in members:
             end = int(TEST_FROM * len(one.busy))
             early.append(UseSeries(one.owner, one.levels[:end], one.busy[:end], one.step_s))
-    model = trained(examples(early, AHEAD, seed=seed), seed)
+    moments = QUICK_MOMENTS if quick else MOMENTS
+    model = trained(examples(early, AHEAD, seed=seed, moments=moments), seed)
     return [boosted(model, origin) for origin in origins]
 
 
-def rows(groups: Mapping[str, Sequence[UseSeries]], *, seed: int = 1) -> list[dict[str, Any]]:
-    """Return the figures of both splits."""
+SPLITS = {"users": by_users, "time": by_time}
+
+
+def demand_rows(
+    groups: Mapping[str, Sequence[UseSeries]],
+    splits: Sequence[str] = tuple(SPLITS),
+    *,
+    quick: bool = False,
+    seed: int = 1,
+) -> list[dict[str, Any]]:
+    """Return the figures of each split; a quick look trains on fewer moments, in two folds."""
     origins, dropped = test_origins(groups)
     base = [empirical(o) for o in origins]
     found = [_row("demand", "all", "origins", len(origins), "origins")]
     found.append(_row("demand", "all", "origins dropped for unknown values", dropped, "origins"))
     found += scored("demand", "empirical 60", origins, base, base)
-    for split, answered in (("users", by_users), ("time", by_time)):
-        said = answered(origins, groups, seed)
+    for split in splits:
+        said = SPLITS[split](origins, groups, seed, quick)
         found += scored(f"demand, split by {split}", "boosted", origins, said, base)
     return found
 

@@ -133,10 +133,9 @@ class Caps:
     async def settle(self, gpu_uuid: str) -> None:
         """Bring every cap on a GPU to what it should be, those that fall first."""
         async with self._lock:
-            changed = self._changed(gpu_uuid)
-            await self._lower(gpu_uuid, changed)
+            await self._lower(gpu_uuid, self._changed(gpu_uuid))
             rising = []
-            for kernel_id, cap in changed.items():
+            for kernel_id, cap in self._changed(gpu_uuid).items():
                 record = self.loop.kernels.get(kernel_id)
                 told = self._told.get(kernel_id)
                 if record is not None and (told is None or told.confirmed != cap):
@@ -156,6 +155,8 @@ class Caps:
             told = self._told.get(kernel_id)
             unheard = told is None or told.confirmed is None or told.gpu_uuid != gpu_uuid
             rise = 0 if told is None else cap - told.in_force
+            if told is not None and rise > 0:
+                rise = max(0, self._possible(record, gpu_uuid, cap) - told.in_force)
             if unheard or rise < 0 or rise > total // NOT_WORTH:
                 changed[kernel_id] = cap
         return changed
@@ -172,13 +173,21 @@ class Caps:
         await asyncio.gather(*falling)
 
     def _raise(self, record: KernelRecord, gpu_uuid: str, wanted: int) -> int:
-        """Return what of a cap can be had beside those in force, and count it as in force."""
-        others = self.in_force(gpu_uuid)
-        before = others.pop(record.kernel_id, 0)
-        room = self._for_all(gpu_uuid) - sum(others.values())
-        cap = max(self._held(record), min(wanted, room), 0)
+        """Return what of a cap can be had, and count it as in force."""
+        cap = self._possible(record, gpu_uuid, wanted)
+        before = self.in_force(gpu_uuid).get(record.kernel_id, 0)
         self._told[record.kernel_id] = _Told(gpu_uuid, max(before, cap), cap)
         return cap
+
+    def _possible(self, record: KernelRecord, gpu_uuid: str, wanted: int) -> int:
+        """Return what of a cap can be had beside those in force."""
+        others = self.in_force(gpu_uuid)
+        others.pop(record.kernel_id, None)
+        total = self._for_all(gpu_uuid)
+        room = total - sum(others.values())
+        # Its lease is its own beside what others might still take, but not what they have taken.
+        sure = total - sum(self._for_certain(k, gpu_uuid) for k in others)
+        return max(min(wanted, room), min(self._held(record), sure), 0)
 
     async def _tell(self, record: KernelRecord, cap_bytes: int) -> None:
         """Tell a kernel its cap; one that does not answer may have the one before still."""
@@ -214,13 +223,21 @@ class Caps:
     def _used(self, record: KernelRecord, gpu_uuid: str) -> int:
         """Return what a kernel has taken: while its cell runs only its processes show it.
 
-        What they have beyond its cap is not the allocator's, but e.g. the device's context.
+        What they have beyond its cap is not the allocator's, but e.g. the device's context. What
+        an idle one has beyond its tensors is kept for later, and given back when its cap falls.
         """
         used = 0 if record.checkpointed else record.used_bytes
         told = self._told.get(record.kernel_id)
-        if told is None or told.gpu_uuid != gpu_uuid or record.checkpointed:
+        if told is None or told.gpu_uuid != gpu_uuid or record.checkpointed or not record.busy:
             return used
         return max(used, min(record.process_bytes.get(gpu_uuid, 0), told.in_force))
+
+    def _for_certain(self, kernel_id: str, gpu_uuid: str) -> int:
+        """Return what a kernel has of a GPU for certain; it may have been told more."""
+        told, record = self._told[kernel_id], self.loop.kernels.get(kernel_id)
+        if told.confirmed is not None or record is None:
+            return told.in_force
+        return max(self._held(record), self._used(record, gpu_uuid))
 
     def _for_all(self, gpu_uuid: str) -> int:
         """Return the GPU's bytes without those that no cap can hold."""

@@ -55,14 +55,18 @@ class Halted:
                 bytes=max(1, record.suspended_bytes + record.used_bytes),
                 made_s=now if record.preempted_s is None else record.preempted_s,
                 deadline_s=math.inf,
-                priority=record.priority,
+                priority=record.present_priority,
                 origin="preempted" if halted else "cell",
             )
         )
 
     def _stands_still(self, record: KernelRecord) -> bool:
         """Whether the kernel is at work, which it cannot get on with."""
-        begun = [s for s in (record.running_since_s, record.shell_busy_s) if s is not None]
+        sent_s = record.unanswered_s
+        if sent_s is not None and sent_s <= record.held_since_s:
+            sent_s = None  # that one began before, or its answer went to a tab that is closed
+        known = (record.running_since_s, record.shell_busy_s, sent_s)
+        begun = [s for s in known if s is not None]
         if record.preempted_s is not None:
             # One that was taken over from an earlier server may not have said yet that it runs.
             return bool(begun) or not record.ready or record.used_before is None
@@ -96,7 +100,8 @@ class Halted:
         driver = self.loop.checkpoints
         if driver is None or not driver.held(record.kernel_id):
             return
-        record.held_by_driver(sum(driver.gpus(record.kernel_id).values()), 0)
+        freed = sum(driver.gpus(record.kernel_id).values())
+        record.held_by_driver(freed, 0, self.loop.clock())
         record.used_before = None
         if driver.in_mid_cell(record.kernel_id):
             record.preempted_s = self.loop.clock()
@@ -159,8 +164,8 @@ class Halted:
 
 
 def waits_at_gate(record: KernelRecord, claim: Claim) -> bool:
-    """Whether a claim is one that its kernel has made and waits for."""
-    return claim.origin == "cell" and record.port.has_agent
+    """Whether a claim is one that its kernel has made, and so hears of."""
+    return claim.origin in ("cell", "growth") and record.port.has_agent
 
 
 def _claim_id(record: KernelRecord) -> str:

@@ -104,7 +104,7 @@ class Reconciler:
         if loop.kernels.get(action.kernel_id) is not record:
             await self._unbind(record, lease, None)
             raise PlanOvertaken("the kernel ended meanwhile")
-        grant = self._grant(action, claim, record, lease, before.state if before else None)
+        grant = self._grant(action, claim, record, lease, before)
         if waits_at_gate(record, claim) and not record.checkpointed:
             await grant
             return
@@ -135,7 +135,7 @@ class Reconciler:
         claim: Claim,
         record: KernelRecord,
         lease: Lease,
-        before: LeaseState | None,
+        before: Lease | None,
     ) -> None:
         """Bring the kernel back if the driver has it, tell it its grant and book it.
 
@@ -181,8 +181,10 @@ class Reconciler:
                 raise PlanOvertaken(str(error)) from error
         else:
             loop.caps.confirm(record.kernel_id, cap)
-        if cell:
-            record.granted_s = loop.clock()
+        if claim.origin == "cell":
+            record.claim_priority = claim.priority
+            if cell:
+                record.granted_s = loop.clock()
         loop.claims.pop(claim.claim_id, None)
         loop.settle(claim.claim_id)
         record.decided(loop.clock(), "bind", action.reason)
@@ -198,9 +200,7 @@ class Reconciler:
             reason=action.reason,
         )
 
-    async def _unbind(
-        self, record: KernelRecord, granted: Lease, before: LeaseState | None
-    ) -> None:
+    async def _unbind(self, record: KernelRecord, granted: Lease, before: Lease | None) -> None:
         """Put a lease that nobody took back to what it was; one granted since then stays."""
         loop, kernel_id = self.loop, record.kernel_id
 
@@ -215,14 +215,16 @@ class Reconciler:
             await loop.leases.release(kernel_id)
         elif loop.kernels[kernel_id] is not record:
             return
-        elif before is LeaseState.SUSPENDED and record.suspended_bytes > 0:
+        elif before is None:
+            await loop.leases.release(kernel_id)
+        elif before.state is LeaseState.SUSPENDED and record.suspended_bytes > 0:
             epoch = await loop.leases.next_epoch_for_suspend(kernel_id)
             if in_force() is not None:
                 await loop.leases.suspend(kernel_id, epoch, record.used_bytes)
-        elif before is None:
-            await loop.leases.release(kernel_id)
         else:
-            await loop.leases.resize(kernel_id, min(lease.bytes, record.used_bytes))
+            # A cell that runs goes on counting on what was granted for it.
+            least = before.held_bytes if record.busy else 0
+            await loop.leases.resize(kernel_id, min(lease.bytes, max(least, record.used_bytes)))
 
     async def _prebind(self, action: Prebind) -> None:
         loop = self.loop
@@ -238,7 +240,7 @@ class Reconciler:
             return
         if record.checkpointed and loop.clock() < record.no_resume_before_s:
             return  # it has just failed to come back
-        record.working = "prebind"
+        record.working, before = "prebind", loop.leases.get(record.kernel_id)
         try:
             lease = await loop.leases.bind(record.kernel_id, action.gpu_uuid, action.bytes)
         except BaseException:
@@ -265,7 +267,7 @@ class Reconciler:
                 )
             except GpuPredictError as error:
                 log.warning("Pre-bind of kernel %s failed: %s", record.kernel_id, error)
-                await self._unbind(record, lease, LeaseState.SUSPENDED)
+                await self._unbind(record, lease, before)
                 return
             finally:
                 record.working = None

@@ -198,7 +198,7 @@ class Switching:
         except CheckpointFailedError as error:
             if error.held:
                 # Its memory may still be there: the lease stays, and the next claim resumes it.
-                record.held_by_driver(0, record.used_bytes)
+                record.held_by_driver(0, record.used_bytes, loop.clock())
                 if mid_cell:
                     record.preempted_s = loop.clock()
                     record.burst.halt(record.preempted_s)
@@ -215,7 +215,7 @@ class Switching:
             await self._as_before(record, epoch)
             raise PlanOvertaken(str(error)) from error
         self._check_there(record)
-        record.held_by_driver(done.bytes, done.left_bytes)
+        record.held_by_driver(done.bytes, done.left_bytes, loop.clock())
         record.kept = []
         loop.speeds.learned(Transfer.CHECKPOINT, done.bytes, done.seconds)
         loop.speeds.learned(Transfer.HELPER, 0, done.overhead_s)

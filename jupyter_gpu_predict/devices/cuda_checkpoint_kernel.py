@@ -287,8 +287,9 @@ class KernelCheckpoint:
 
     def _keep(self, record: CheckpointRecord) -> None:
         if record != self.record:
-            self.record = record
+            # What could not be kept is not so: nothing was touched yet.
             self._keep_outside(record)
+            self.record = record
 
     def hear(self, event: Mapping[str, Any]) -> None:
         """Note the state that an event of the helper tells."""

@@ -36,6 +36,8 @@ class Tried:
     what: str
     ok: bool | None
     said: str
+    gpu: str = ""
+    """Name of the kind of GPU that it was tried on."""
 
 
 @dataclass
@@ -47,6 +49,10 @@ class _Findings:
     def all_ok(self, what: str) -> bool:
         results = [t.ok for t in self.tried if t.what == what and t.ok is not None]
         return bool(results) and all(results)
+
+    def moved(self) -> tuple[str, ...]:
+        """Return the kinds of GPU on which a process came back on another one."""
+        return tuple(t.gpu for t in self.tried if t.what == MOVE and t.ok)
 
     def took(self, out: Outcome, back: Outcome) -> None:
         gib = max(out.bytes, 1) / GIB
@@ -100,7 +106,7 @@ async def prove(
         gpus=tuple(by_name),
         between_cells=findings.all_ok(BETWEEN),
         mid_cell=findings.all_ok(MID_CELL),
-        move=findings.all_ok(MOVE),
+        move=findings.moved(),
         out_s_per_gib=max(findings.out_s_per_gib, default=0.0),
         back_s_per_gib=max(findings.back_s_per_gib, default=0.0),
         made_s=clock(),
@@ -190,7 +196,8 @@ class _Trial:
         return True
 
     def _note(self, what: str, ok: bool | None, said: str) -> None:
-        self._findings.tried.append(Tried(what, ok, f"{self._gpu.name}: {said}"))
+        name = self._gpu.name
+        self._findings.tried.append(Tried(what, ok, f"{name}: {said}", name))
 
     @asynccontextmanager
     async def _probe(self, size: int) -> AsyncIterator[_Probe]:

@@ -70,6 +70,28 @@ def limits(lease_bytes: int, total_bytes: int, environ: Mapping[str, str]) -> di
     return {name: value for name, value in wanted.items() if name not in environ}
 
 
+def limit_of(pid: int | None) -> int | None:
+    """Return what a process may have of its GPU at most under MPS, ``None``: all, or not known."""
+    try:
+        raw = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return None
+    pairs = (entry.partition("=") for entry in os.fsdecode(raw).split("\0"))
+    return limit_bytes({name: value for name, _, value in pairs})
+
+
+def limit_bytes(environ: Mapping[str, str]) -> int | None:
+    """Return the limit on a process's first GPU that its environment sets."""
+    for part in environ.get(MEMORY_LIMIT, "").split(","):
+        gpu, _, size = part.partition("=")
+        number, unit = size.strip().upper().removesuffix("B"), 1
+        if number.endswith(("M", "G")):
+            number, unit = number[:-1], MIB if number[-1] == "M" else 1024 * MIB
+        if gpu.strip() == "0" and number.isdecimal():
+            return int(number) * unit
+    return None
+
+
 def without_limits(env: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
     """Return `env` without the limits of an earlier lease; an administrator's own stay."""
     ours = {MEMORY_LIMIT, THREAD_SHARE} - set(environ)

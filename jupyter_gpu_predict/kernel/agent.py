@@ -90,7 +90,8 @@ class Agent:
         self.growth = Growth(self)
         self.environ_at_start = dict(os.environ)
         self.lock = threading.RLock()
-        self.active = 0
+        self._handlers = 0
+        self._cells: set[int] = set()
         self.held = False
         self._unheld: asyncio.Event | None = None
         self._offloader: Any = None
@@ -156,10 +157,15 @@ class Agent:
                 f"lease's epoch {self.lease.epoch}; it was ignored"
             )
 
+    @property
+    def active(self) -> int:
+        """How many cells and handlers may be touching user objects."""
+        return self._handlers + len(self._cells)
+
     def touching(self, delta: int) -> None:
         """Count handlers that may be touching user objects."""
         with self.lock:
-            self.active += delta
+            self._handlers += delta
 
     def notify_state(self, event: str, **extra: Any) -> None:
         """Tell the server that something about this kernel changed."""
@@ -202,14 +208,15 @@ class Agent:
 
     async def _do_execute(self, code: str, silent: bool, *args: Any, **kwargs: Any) -> Any:
         why: str | None = None
+        # By thread: however often an interrupt comes between, one cell is counted once.
+        thread = threading.get_ident()
         try:
-            await self._admit(code, args, kwargs)
+            await self._admit(code, args, kwargs, thread)
         except ClaimRefused as refused:
             why = str(refused)
-            self.touching(1)
         except KeyboardInterrupt:
             why = _INTERRUPTED
-            self.touching(1)
+        self._cells.add(thread)
         why = self._before_cell(code, silent, why, kwargs.get("cell_id"))
         reply: dict[str, Any] = {}
         started = time.monotonic()
@@ -217,7 +224,7 @@ class Agent:
             with refusing(why):
                 reply = await self.growth.run(self._inner_execute, code, silent, *args, **kwargs)
         finally:
-            self.touching(-1)
+            self._cells.discard(thread)
             self.returning.soon()
             # An interrupt that comes now comes too late, and must not cost the cell its reply.
             late = contextlib.suppress(KeyboardInterrupt)
@@ -253,14 +260,16 @@ class Agent:
         except Exception:
             self.kernel.log.exception("gpu-predict: %s was not recorded", what)
 
-    async def _admit(self, code: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Let the cell in once its memory is there; counts it as touching on return."""
+    async def _admit(
+        self, code: str, args: tuple[Any, ...], kwargs: dict[str, Any], thread: int
+    ) -> None:
+        """Let the cell in `thread` in once its memory is there; counted as touching on return."""
         stated = self.wants.stated_by(code)
         while True:
             with self.lock:
                 wanted = self.wants.bytes(code, args, kwargs, stated.bytes)
                 if wanted is None:
-                    self.active += 1
+                    self._cells.add(thread)
                     return
             grant = await self.gate.claim(
                 wanted,
@@ -275,7 +284,7 @@ class Agent:
                 except StaleEpochError:
                     continue  # taken back again before this cell could begin
                 self.restore_now("cell", code)
-                self.active += 1
+                self._cells.add(thread)
                 return
 
     def _affinity(self, stated: Need | None = None) -> str | None:

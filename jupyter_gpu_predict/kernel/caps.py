@@ -22,6 +22,8 @@ class Cap:
     def __init__(self, device: str) -> None:
         self.device = device
         self.bytes: int | None = None
+        self.total_bytes: int | None = None
+        """What the GPU has; known once a cap is in force."""
         self._lock = threading.Lock()
         self._applied: int | None = None
 
@@ -59,6 +61,6 @@ class Cap:
             # Of several that were queued only the last one counts.
             if self.bytes is None or self.bytes == self._applied:
                 return
-            total = module.get_device_properties(0).total_memory
+            total = self.total_bytes = int(module.get_device_properties(0).total_memory)
             module.set_per_process_memory_fraction(min(1.0, self.bytes / total), 0)
             self._applied = self.bytes

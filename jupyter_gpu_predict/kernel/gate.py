@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,7 @@ class Gate:
         self.link = link
         self.deadline_s = deadline_s
         self._waiting: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Future[Grant]]] = {}
+        self._asked: dict[str, Callable[[str, Grant | None], None]] = {}
         self._notes: dict[str, WaitNote] = {}
         self._reasons: dict[str, str] = {}
 
@@ -182,6 +183,38 @@ class Gate:
             if not granted.done() or granted.cancelled():
                 self.link.notify(ClaimEndMessage(message.claim_id, why))
 
+    def ask(
+        self,
+        wanted_bytes: int,
+        answered: Callable[[str, Grant | None], None],
+        *,
+        priority: int,
+        affinity: str | None,
+        deadline_s: float,
+    ) -> str:
+        """Ask for `wanted_bytes` in all for a cell that runs on; return the claim's id.
+
+        `answered` is called with the id and the grant, ``None`` for a refusal, from any thread.
+        """
+        now = time.time()
+        message = ClaimMessage(
+            claim_id=uuid.uuid4().hex,
+            bytes=wanted_bytes,
+            deadline_s=now + deadline_s,
+            made_s=now,
+            priority=priority,
+            affinity=affinity,
+            origin="growth",
+        )
+        self._asked[message.claim_id] = answered
+        self.link.notify(message)
+        return message.claim_id
+
+    def withdraw(self, claim_id: str, why: str) -> None:
+        """Ask no more."""
+        if self._asked.pop(claim_id, None) is not None:
+            self.link.notify(ClaimEndMessage(claim_id, why))
+
     async def _repeat(self, message: ClaimMessage) -> None:
         while True:
             self.link.notify(message)
@@ -189,10 +222,16 @@ class Gate:
 
     def grant(self, claim_id: str, grant: Grant) -> bool:
         """Wake the claim; false if it waits no more. Safe from any thread."""
+        if (answered := self._asked.pop(claim_id, None)) is not None:
+            answered(claim_id, grant)
+            return True
         return self._settle(claim_id, lambda future: future.set_result(grant))
 
     def refuse(self, claim_id: str, reason: str) -> bool:
         """End the claim with `reason`; false if it waits no more. Safe from any thread."""
+        if (answered := self._asked.pop(claim_id, None)) is not None:
+            answered(claim_id, None)
+            return True
         return self._settle(claim_id, lambda future: future.set_exception(ClaimRefused(reason)))
 
     def _settle(self, claim_id: str, settle: Any) -> bool:

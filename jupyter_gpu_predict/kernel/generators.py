@@ -26,11 +26,23 @@ def generator_states() -> dict[str, Any]:
     # While torch is being imported it is there only in part.
     if torch is not None and hasattr(torch, "default_generator"):
         found["torch"] = torch.default_generator.get_state().numpy().tobytes()
-        if torch.cuda.is_initialized():
-            found["torch.cuda"] = tuple(
-                g.get_state().numpy().tobytes() for g in torch.cuda.default_generators
-            )
+        if (device := _device_in_use(torch)) is not None:
+            states = getattr(torch, device).get_rng_state_all()
+            found[f"torch.{device}"] = tuple(state.numpy().tobytes() for state in states)
     return found
+
+
+def _device_in_use(torch: Any) -> str | None:
+    """Return the type of the devices whose generators are there, ``None`` without."""
+    accelerator = getattr(torch, "accelerator", None)
+    device = None if accelerator is None else accelerator.current_accelerator()
+    if device is None:
+        return None
+    module: Any = getattr(torch, device.type, None)
+    # Apple's has one generator only, and no such functions.
+    if not hasattr(module, "get_rng_state_all") or not module.is_initialized():
+        return None
+    return str(device.type)
 
 
 def unused_since_import(name: str, state: Any) -> bool:
@@ -43,10 +55,12 @@ def unused_since_import(name: str, state: Any) -> bool:
     if name == "numpy":
         # The generator that numpy makes on import stands one word before the end.
         return bool(state[2] in (_MT19937_WORDS - 1, _MT19937_WORDS) and not state[3])
-    if name == "torch":
+    if name.startswith("torch"):
         import torch
 
-        return bool(state == torch.Generator().get_state().numpy().tobytes())
+        device = name.partition(".")[2] or "cpu"
+        new = torch.Generator(device).get_state().numpy().tobytes()
+        return all(one == new for one in (state if device != "cpu" else (state,)))
     return False
 
 
@@ -66,11 +80,11 @@ def set_generator_states(states: Mapping[str, Any]) -> None:
             import torch
 
             torch.default_generator.set_state(_tensor(state))
-        elif name == "torch.cuda":
+        elif name.startswith("torch."):
             import torch
 
-            for generator, value in zip(torch.cuda.default_generators, state, strict=True):
-                generator.set_state(_tensor(value))
+            module = getattr(torch, name.partition(".")[2])
+            module.set_rng_state_all([_tensor(value) for value in state])
 
 
 @contextlib.contextmanager

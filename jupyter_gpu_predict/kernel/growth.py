@@ -1,7 +1,9 @@
 """A cell that ran out of GPU memory: what it wanted is claimed, and it is run once more if it may.
 
-It may where nothing shows that it ran: no effect, no output, nothing of before was bound anew or
-changed. Otherwise its error says what would have been needed, and whether that is there now.
+That is for a leap past the cap: what grows towards it is asked for before (`headroom`). A cell may
+run once more where nothing shows that it ran: no effect, no output, nothing of before was bound
+anew or changed. Otherwise its error says what would have been needed, and whether that is there
+now.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import StaleEpochError
 from .gate import ClaimRefused
+from .headroom import Headroom
 from .memory import device_in_use
 from .offload.loaded import loaded_torch
 
@@ -48,6 +51,7 @@ class Growth:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        self.headroom = Headroom(agent)
         self._watched = threading.local()
         self._show: Callable[..., None] = lambda *_: None
 
@@ -56,6 +60,7 @@ class Growth:
         if self.agent.config.device != "simulated":
             self._show = self.agent.shell._showtraceback
             self.agent.shell._showtraceback = self._showtraceback
+            self.headroom.start()
 
     async def run(
         self, execute: Execute, code: str, silent: bool, *args: Any, **kwargs: Any
@@ -69,7 +74,8 @@ class Growth:
         shell = self.agent.shell
         number, last_errors = shell.execution_count, _last_errors()
         try:
-            reply = await execute(code, silent, *args, **kwargs)
+            with self.headroom.watching(self.agent.wants.expected(code)):
+                reply = await execute(code, silent, *args, **kwargs)
             failed: _Failed | None = watched.failed
         finally:
             watched.code = None
@@ -81,7 +87,10 @@ class Growth:
             # The same cell under the same number, and once in the history.
             ended, shell.execution_count = shell.execution_count, number
             try:
-                reply = await execute(code, silent, False, *args[1:], **_without_history(kwargs))
+                with self.headroom.watching(failed.needed_bytes):
+                    reply = await execute(
+                        code, silent, False, *args[1:], **_without_history(kwargs)
+                    )
             finally:
                 shell.execution_count = ended
             return {**reply, "execution_count": number}

@@ -279,7 +279,10 @@ class DemandMessage(Message):
 
 @dataclass(frozen=True)
 class ClaimMessage(Message):
-    """A cell is about to need the GPU and waits; repeated until the server answers."""
+    """A cell is about to need the GPU and waits; repeated until the server answers.
+
+    One of origin ``"growth"`` is of a cell that runs, and is sent once.
+    """
 
     msg_type: ClassVar[str] = "gpu_claim"
     claim_id: str

@@ -52,7 +52,8 @@ class Wants:
             return max(expected, resident, 1) if self._runs(code) else None
         if capped and self._runs(code):
             # All that nobody holds was given to others: claimed, this cell gets its share of it.
-            return max(lease.bytes, resident, 1)
+            # Its lease stays whole, and is not waited for if it was cut meanwhile.
+            return max(expected, resident, 1)
         return None
 
     def expected(self, code: str) -> int:

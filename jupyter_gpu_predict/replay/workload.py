@@ -13,7 +13,7 @@ from .traces import Array, Session, Trace
 CLIP_S = 48 * 3600.0
 """Length of what is taken of each session: single bursts of weeks would be all there is else."""
 
-ACTIVE_BURSTS = 20
+ACTIVE_BURSTS = 5
 """Bursts that a session must have to be drawn: a notebook that does nothing tells nothing."""
 
 _TRIES = 100

@@ -87,4 +87,4 @@ def _abilities(proof: Proof) -> Iterator[str]:
     if proof.mid_cell:
         yield "in the middle of a cell"
     if proof.move:
-        yield "to another GPU"
+        yield f"to another GPU ({', '.join(proof.move)})"

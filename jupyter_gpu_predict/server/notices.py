@@ -76,6 +76,8 @@ class Notices:
         now = self.loop.clock()
         # A claim older than its kernel would go before all others.
         made_s = min(now, max(seconds(notice.made_s, "made_s", math.inf), record.started_s))
+        growth = notice.origin == "growth"
+        least = record.present_priority if growth else record.priority
         self.loop.claim(
             Claim(
                 claim_id=notice.claim_id,
@@ -83,10 +85,10 @@ class Notices:
                 bytes=size_bytes(notice.bytes),
                 made_s=made_s,
                 deadline_s=seconds(notice.deadline_s, "deadline_s", math.inf),
-                priority=max(notice.priority, record.priority),
+                priority=max(notice.priority, least),
                 affinity=notice.affinity,
                 critical=notice.critical,
-                origin="cell",
+                origin="growth" if growth else "cell",
             )
         )
 

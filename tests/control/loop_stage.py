@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_gpu_predict.control.loop import ControlLoop
+from jupyter_gpu_predict.control.observe import build_view
 from jupyter_gpu_predict.control.operations import Operations
 from jupyter_gpu_predict.control.ports import Resumed, Suspended
 from jupyter_gpu_predict.control.records import KernelRecord
 from jupyter_gpu_predict.core.migration.cost import Bandwidths
-from jupyter_gpu_predict.core.model import MIB, Claim, Forecast, Lease, PolicySettings
+from jupyter_gpu_predict.core.model import MIB, Claim, Forecast, KernelView, Lease, PolicySettings
 from jupyter_gpu_predict.devices.simulated import SimulatedGpus
-from jupyter_gpu_predict.errors import LinkTimeoutError
+from jupyter_gpu_predict.errors import LinkTimeoutError, StaleEpochError
 from jupyter_gpu_predict.store.trace_store import Store
 
 GPU = "SIM-GPU-0"
@@ -73,6 +74,29 @@ class Kernel:
 
     async def alive(self) -> bool:
         return self.lives
+
+
+class Agent:
+    """Gives a kernel of the stage an agent's memory for epochs; it may refuse what it is told."""
+
+    def __init__(self, port: Kernel) -> None:
+        self.known: Lease | None = None
+        self.refuses: Exception | None = None
+        self.hears_late = False
+        self.checkpointed = False
+        self._bind = port.bind
+        port.bind = self.bind  # type: ignore[method-assign]
+
+    async def bind(self, lease: Lease, *, checkpointed: bool = False, **more: Any) -> Any:
+        if self.known is not None and lease.epoch < self.known.epoch:
+            raise StaleEpochError("the command is stale")
+        if checkpointed and self.refuses is not None:
+            raise self.refuses
+        self.known, self.checkpointed = lease, checkpointed
+        if self.hears_late:
+            self.hears_late = False
+            raise LinkTimeoutError("no answer within 10 s")
+        return await self._bind(lease, **more)
 
 
 class Driver:
@@ -185,6 +209,17 @@ class Stage:
         self.now += 10
         return port
 
+    async def suspended(self, name: str = "idle", used: int = 400 * MIB, **more: Any) -> Any:
+        """Start a kernel and have the driver take it, which must be there."""
+        port = await self.kernel(name, used, **more)
+        driver, record = self.loop.checkpoints, port.record
+        assert isinstance(driver, Driver)
+        assert record is not None
+        driver.sizes[name] = used + 50 * MIB
+        await self.loop.reclaim(name, "test")
+        assert record.checkpointed
+        return port
+
     async def turn(self) -> None:
         """Turn the loop once and let what it started in the background run."""
         await self.loop.tick()
@@ -208,6 +243,10 @@ class Stage:
             checkpoint_bytes_per_s=1e12, resume_bytes_per_s=1e12, helper_s=1e-6
         )
         return driver
+
+    def view(self, name: str) -> KernelView:
+        """Return a kernel as the policy would see it now."""
+        return next(k for k in build_view(self.loop).kernels if k.kernel_id == name)
 
     def claim(self, name: str, size: int, **more: Any) -> Claim:
         claim = Claim(f"claim-{name}", name, size, self.now, self.now + 60, **more)

@@ -7,55 +7,21 @@ import threading
 from typing import Any
 
 import pytest
-from loop_stage import GPU, Driver, Kernel, Stage
+from loop_stage import GPU, Agent, Stage
 
 from jupyter_gpu_predict.control.observe import build_view
 from jupyter_gpu_predict.control.switching import PlanOvertaken
 from jupyter_gpu_predict.core.allocation.policy import decide
-from jupyter_gpu_predict.core.model import GIB, MIB, Lease, LeaseState, Rung
+from jupyter_gpu_predict.core.model import GIB, MIB, LeaseState, Rung
 from jupyter_gpu_predict.core.plans import Plan, Prebind, Resize
 from jupyter_gpu_predict.errors import (
     CheckpointFailedError,
     CheckpointRefusedError,
-    LinkTimeoutError,
     RefusedError,
-    StaleEpochError,
 )
 
 REFUSED = CheckpointRefusedError("the GPU is cut into MIG slices", "mig", "in_place")
 BUSY = RefusedError("kernel idle is running a cell")
-
-
-class Agent:
-    """Gives a kernel of the stage an agent's memory for epochs; it may refuse what it is told."""
-
-    def __init__(self, port: Kernel) -> None:
-        self.known: Lease | None = None
-        self.refuses: Exception | None = None
-        self.hears_late = False
-        self.checkpointed = False
-        self._bind = port.bind
-        port.bind = self.bind  # type: ignore[method-assign]
-
-    async def bind(self, lease: Lease, *, checkpointed: bool = False, **more: Any) -> Any:
-        if self.known is not None and lease.epoch < self.known.epoch:
-            raise StaleEpochError("the command is stale")
-        if checkpointed and self.refuses is not None:
-            raise self.refuses
-        self.known, self.checkpointed = lease, checkpointed
-        if self.hears_late:
-            self.hears_late = False
-            raise LinkTimeoutError("no answer within 10 s")
-        return await self._bind(lease, **more)
-
-
-async def held(stage: Stage, driver: Driver, name: str = "idle", **more: Any) -> Any:
-    """Start a kernel and have the driver take it."""
-    port = await stage.kernel(name, 400 * MIB, **more)
-    driver.sizes[name] = 450 * MIB
-    await stage.loop.reclaim(name, "test")
-    assert port.record.checkpointed
-    return port
 
 
 @pytest.mark.parametrize("bound_by", ["claim", "prebind"])
@@ -64,7 +30,7 @@ def test_a_restart_while_the_old_process_comes_back_leaves_the_new_lease_alone(
 ) -> None:
     async def story(stage: Stage) -> None:
         driver = stage.driver()
-        port = await held(stage, driver)
+        port = await stage.suspended()
         driver.gate = asyncio.Event()
         driver.fails["resume"] = CheckpointFailedError("gone", "gone")
         if bound_by == "claim":
@@ -86,7 +52,7 @@ def test_a_restart_while_the_old_process_comes_back_leaves_the_new_lease_alone(
 def test_whoever_waits_for_a_claim_hears_of_a_fault_that_nobody_thought_of(play: Any) -> None:
     async def story(stage: Stage) -> None:
         driver = stage.driver()
-        port = await held(stage, driver)
+        port = await stage.suspended()
         driver.fails["resume"] = OSError("no more file descriptors")
         waits = stage.loop.settled(stage.claim("idle", 450 * MIB, origin="api"))
         await stage.until(waits.done)
@@ -210,8 +176,8 @@ def test_after_a_suspension_that_came_to_nothing_the_kernel_still_hears_the_serv
 
 def test_a_reading_from_before_the_way_back_books_nothing(play: Any) -> None:
     async def story(stage: Stage) -> None:
-        driver = stage.driver()
-        port = await held(stage, driver, "r", agent=False)
+        stage.driver()
+        port = await stage.suspended("r", agent=False)
         go, read = threading.Event(), stage.loop.facts._read
 
         def slow(records: Any) -> Any:
@@ -229,97 +195,6 @@ def test_a_reading_from_before_the_way_back_books_nothing(play: Any) -> None:
         assert stage.lease("r").bytes == 450 * MIB
 
     play(story)
-
-
-def test_the_loop_leaves_alone_what_is_being_recovered(play: Any) -> None:
-    async def story(stage: Stage) -> None:
-        driver = Driver(GPU)
-        driver.out, driver.halted = {"r": {GPU: 150 * MIB}}, {"r"}
-        stage.loop.checkpoints = driver
-        port = await stage.kernel("r", 0, agent=False)
-        record = port.record
-        assert record is not None
-        goes_on, recover = asyncio.Event(), driver.recover
-
-        async def slow(kernel_ids: Any) -> None:
-            await goes_on.wait()
-            await recover(kernel_ids)
-
-        driver.recover = slow  # type: ignore[method-assign]
-        recovering = asyncio.ensure_future(stage.loop.halted.recover())
-        for _ in range(3):
-            await stage.turn()
-        assert driver.said == []
-        goes_on.set()
-        await recovering
-        await stage.until(lambda: not record.checkpointed and record.working is None)
-        assert stage.lease("r").state is LeaseState.BOUND
-
-    play(story)
-
-
-def test_a_kernel_that_came_back_elsewhere_before_a_crash_is_booked_there(play: Any) -> None:
-    async def story(stage: Stage) -> None:
-        stage.loop.checkpoints = Driver(GPU)
-        port = await stage.kernel("k", 100 * MIB)
-        read = stage.loop.facts._read
-
-        def on_the_other(records: Any) -> Any:
-            statuses, _ = read(records)
-            return statuses, [({"SIM-GPU-1": 150 * MIB}, 1) for _ in records]
-
-        stage.loop.facts._read = on_the_other  # type: ignore[method-assign]
-        await stage.loop.halted.recover()
-        assert stage.lease("k").gpu_uuid == "SIM-GPU-1"
-        assert port.said[-1][:2] == ("bind", 100 * MIB)
-
-    play(story, gpus=2)
-
-
-def test_a_booked_move_that_the_driver_does_not_make_ends_where_the_kernel_was(play: Any) -> None:
-    async def story(stage: Stage) -> None:
-        driver = stage.driver()
-        port = await held(stage, driver)
-        await stage.loop.switching.move(port.record, "SIM-GPU-1", 0)
-        driver.fails["move"] = CheckpointRefusedError("moving it failed 2 times", "failed_before")
-        stage.claim("idle", 450 * MIB)
-        await stage.until(lambda: port.granted() == ["claim-idle"])
-        assert driver.said[-2:] == [
-            ("resume", "idle", {GPU: "SIM-GPU-1"}),
-            ("resume", "idle", {}),
-        ]
-        assert (stage.lease("idle").gpu_uuid, stage.lease("idle").state) == (
-            GPU,
-            LeaseState.BOUND,
-        )
-        assert not port.record.checkpointed
-
-    play(story, gpus=2)
-
-
-def test_with_no_room_where_it_was_it_is_at_least_booked_there(play: Any) -> None:
-    async def story(stage: Stage) -> None:
-        driver = stage.driver()
-        port = await held(stage, driver)
-        await stage.loop.switching.move(port.record, "SIM-GPU-1", 0)
-        other = await stage.kernel("other", 300 * MIB)
-        assert other.record is not None
-        driver.sizes["other"] = 300 * MIB
-        other.record.pinned = True
-        driver.fails["move"] = CheckpointFailedError("invalid argument", held=True)
-        stage.claim("idle", 450 * MIB)
-        await stage.until(lambda: port.record.failed_resumes == 1 and port.record.working is None)
-        assert (stage.lease("idle").gpu_uuid, stage.lease("idle").state) == (
-            GPU,
-            LeaseState.SUSPENDED,
-        )
-        other.record.pinned = False
-        stage.now += 10
-        stage.claim("idle", 450 * MIB)
-        await stage.until(lambda: port.granted() == ["claim-idle"])
-        assert stage.lease("idle").gpu_uuid == GPU
-
-    play(story, gpus=2)
 
 
 def test_while_the_driver_takes_one_kernel_the_others_turns_go_on(play: Any) -> None:
@@ -352,34 +227,10 @@ def test_while_the_driver_takes_one_kernel_the_others_turns_go_on(play: Any) -> 
     play(story)
 
 
-@pytest.mark.parametrize("refuses", [False, True])
-def test_a_cell_that_ends_in_the_drivers_hands_leaves_a_kernel_that_knows_it(
-    play: Any, refuses: bool
-) -> None:
-    async def story(stage: Stage) -> None:
-        driver = stage.driver()
-        port = await stage.kernel("long", 400 * MIB)
-        agent, record = Agent(port), port.record
-        assert record is not None
-        driver.sizes["long"] = 450 * MIB
-        stage.loop.cell_started(record, "digest")
-        await stage.loop.switching.suspend(
-            "long", "test", rung=Rung.DRIVER_CHECKPOINT, mid_cell=True
-        )
-        if refuses:
-            agent.refuses = RefusedError("thread 'train' is at work")
-        stage.loop.cell_over(record)
-        await stage.until(lambda: agent.known is not None)
-        assert agent.known is not None
-        assert (agent.known.bytes, agent.checkpointed) == (0, not refuses)
-
-    play(story)
-
-
 def test_what_has_just_failed_to_come_back_is_not_fetched_ahead_of_use(play: Any) -> None:
     async def story(stage: Stage) -> None:
         driver = stage.driver()
-        port = await held(stage, driver)
+        port = await stage.suspended()
         port.record.resume_failed(stage.now)
         plan = Plan(0.0, (Prebind("idle", GPU, 450 * MIB, "test"),))
         await stage.loop.reconciler.carry_out(plan)
@@ -403,7 +254,7 @@ def test_one_that_the_driver_holds_half_way_gives_no_slack(play: Any) -> None:
         sizes = [a.bytes for a in decide(build_view(stage.loop)).actions if isinstance(a, Resize)]
         assert sizes
         assert sizes[0] < 500 * MIB < GIB
-        port.record.held_by_driver(0, 100 * MIB)
+        port.record.held_by_driver(0, 100 * MIB, stage.now)
         assert not any(isinstance(a, Resize) for a in decide(build_view(stage.loop)).actions)
 
     play(story)

@@ -12,7 +12,7 @@ from live_server import Run
 from jupyter_gpu_predict.demo.client import Notebook
 
 SETUP = """
-import os, signal, torch
+import os, signal, sys, torch
 t = torch.ones(8 << 20, dtype=torch.uint8)
 agent = get_ipython().kernel._gpu_predict_agent
 def interrupted(owner, name):
@@ -22,6 +22,16 @@ def interrupted(owner, name):
         os.kill(os.getpid(), signal.SIGINT)
         return real(*args, **kwargs)
     setattr(owner, name, once)
+class InterruptedOnceCounted:
+    def __init__(self, lock):
+        self.lock = lock
+    def __enter__(self):
+        return self.lock.__enter__()
+    def __exit__(self, *what):
+        self.lock.__exit__(*what)
+        if sys._getframe(1).f_code.co_name == "_admit":
+            agent.lock = self.lock
+            raise KeyboardInterrupt
 """
 
 
@@ -43,6 +53,20 @@ def test_before_a_cell_it_is_the_cells(
         assert cell.status == "error"
         assert "interrupted before it began" in cell.text
         assert await bench.say(notebook, "ran") == "0"
+        assert (await bench.suspend(notebook))["suspended_bytes"] >= 8 << 20
+
+    run(story())
+
+
+def test_just_after_it_was_let_in_it_is_counted_once(
+    bench: Bench, notebook: Notebook, run: Run[Any]
+) -> None:
+    async def story() -> None:
+        await bench.say(notebook, "ran = 0; agent.lock = InterruptedOnceCounted(agent.lock)")
+        cell = await notebook.run("ran = 1")
+        assert cell.status == "error"
+        assert "interrupted before it began" in cell.text
+        assert await bench.say(notebook, "ran, agent.active") == "(0, 1)"
         assert (await bench.suspend(notebook))["suspended_bytes"] >= 8 << 20
 
     run(story())

@@ -20,7 +20,7 @@ from jupyter_gpu_predict.store.records import KernelRecord
 from jupyter_gpu_predict.store.trace_store import Store
 
 DRIVER, NAME = "580.95.05", "Stub H200"
-PROOF = Proof(DRIVER, "libcuda", (NAME,), True, True, True, 0.1, 0.1, 0.0)
+PROOF = Proof(DRIVER, "libcuda", (NAME,), True, True, (NAME,), 0.1, 0.1, 0.0)
 
 
 class Host:
@@ -79,7 +79,7 @@ def test_only_what_is_proven_for_this_driver_and_gpu_is_done(host: Host) -> None
     assert server.why_not("k", mid_cell=False) is None
     assert server.why_not("k", mid_cell=True) is None
     assert server.why_not_move("k", "GPU") is None
-    host.proof.write(replace(PROOF, mid_cell=False, move=False))
+    host.proof.write(replace(PROOF, mid_cell=False, move=()))
     assert server.why_not("k", mid_cell=False) is None
     assert "in the middle" in str(server.why_not("k", mid_cell=True))
     assert "not proven" in str(server.why_not_move("k", "GPU"))
@@ -184,7 +184,7 @@ def test_a_refusal_that_comes_after_the_kernels_end_is_not_the_next_ones(
 
 def test_to_come_back_where_it_was_is_no_move(host: Host, stub: Any) -> None:
     pid = stub.start(300 * MIB)
-    host.proof.write(replace(PROOF, move=False))
+    host.proof.write(replace(PROOF, move=()))
 
     async def story() -> None:
         server = host.server()
@@ -215,6 +215,9 @@ def test_nothing_is_touched_that_could_not_be_written_down(
         with pytest.raises(StoreError, match="disk is full"):
             await server.suspend("k", pid, mid_cell=False)
         assert (stub.calls(), stub.get(pid)) == (called, "running")
+        # And so nobody takes it for suspended.
+        assert not server.held("k")
+        assert server.gpus("k") == {}
 
     asyncio.run(story())
 

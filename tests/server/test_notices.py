@@ -17,7 +17,7 @@ NOW, STARTED = 1000.0, 400.0
 
 def claims_of(**said: Any) -> list[Claim]:
     taken: list[Claim] = []
-    record = SimpleNamespace(kernel_id="k", priority=0, started_s=STARTED)
+    record = SimpleNamespace(kernel_id="k", priority=0, present_priority=1, started_s=STARTED)
     loop = SimpleNamespace(kernels={"k": record}, clock=lambda: NOW, claim=taken.append)
     message = ClaimMessage(claim_id="c", bytes=1, deadline_s=NOW + 60, made_s=NOW - 1)
     fleet: Any = SimpleNamespace(loop=loop)
@@ -27,6 +27,18 @@ def claims_of(**said: Any) -> list[Claim]:
 
 def test_a_claim_is_as_old_as_it_says() -> None:
     assert [c.made_s for c in claims_of()] == [NOW - 1]
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"), [("cell", "cell"), ("growth", "growth"), ("preempted", "cell")]
+)
+def test_only_claims_of_cells_come_from_kernels(said: str, taken: str) -> None:
+    assert [c.origin for c in claims_of(origin=said)] == [taken]
+
+
+def test_a_running_cell_asks_for_more_as_urgently_as_it_first_claimed() -> None:
+    assert [c.priority for c in claims_of(origin="growth")] == [1]
+    assert [c.priority for c in claims_of()] == [0]
 
 
 @pytest.mark.parametrize(("said", "taken"), [(0.0, STARTED), (NOW + 900, NOW), (STARTED, STARTED)])

@@ -72,14 +72,37 @@ class _Desk:
         refusal = self._refusal(claim, entry, need)
         if refusal is not None:
             ledger.actions.append(Refuse(claim.claim_id, claim.kernel_id, refusal))
+        elif claim.origin == "growth":
+            self._grow(claim, wish)
         elif entry.moving:
             self._wait_for_move(claim, entry, need)
+        elif entry.frozen and ledger.now_s < entry.kernel.no_resume_before_s:
+            self._wait_for_resume(claim, entry)
         elif self._holds_it_already(claim, entry, need):
             pass
         else:
             here, elsewhere = self._usable(claim, entry, need)
             if not self._place(claim, wish, here, elsewhere):
                 self._queue(claim, wish, [*here, *elsewhere])
+
+    def _grow(self, claim: Claim, wish: Wish) -> None:
+        """Give a running cell more where it is, or refuse: it does not wait, and holds nobody up.
+
+        The process cannot move in its middle, so a GPU that is failing serves too.
+        """
+        entry = wish.entry
+        gpu = self.ledger.gpu_of(entry)
+        if gpu is not None and not (gpu.lost or entry.moving or entry.frozen):
+            if (
+                self._holds_it_already(claim, entry, wish.bytes)
+                or self._take_free(claim, wish, [gpu], move=False)
+                or self._make_room(claim, wish, [gpu], Stage.IDLE, move=False)
+            ):
+                return
+            if any(e.moving and e.held for e in self.ledger.on_gpu[gpu.uuid].values()):
+                return  # what comes free just now may be for it
+        why = f"Refuse {short(claim.kernel_id)}: {format_bytes(wish.bytes)} cannot be had now"
+        self.ledger.actions.append(Refuse(claim.claim_id, claim.kernel_id, why))
 
     # ------------------------------------------------------------------ refusals
 
@@ -90,6 +113,12 @@ class _Desk:
             return f"Refuse {name}: no {format_bytes(need)} came free in {late_s:.0f} s"
         if self._holds(entry, need):
             return None
+        limit = entry.kernel.limit_bytes
+        if limit is not None and need > limit:
+            return (
+                f"Refuse {name}: it needs {format_bytes(need)}, and its process was started with "
+                f"{format_bytes(limit)} at most (MPS), for as long as it lives; restart the kernel"
+            )
         tied = entry.tied_to is not None and not self._may_move(entry)
         gpu = ledger.gpu_of(entry)
         if tied and gpu is not None and not entry.moving:
@@ -229,9 +258,11 @@ class _Desk:
         if wish.waiter is None:
             return False
         by = wish.waiter
+        # What the driver holds goes anywhere for nothing.
+        within_reach = [*here, *elsewhere] if wish.entry.kernel.checkpointed else here
         long = [
             g
-            for g in here
+            for g in within_reach
             if any(
                 may_be_halted(self.ledger, e, wish.priority, by)
                 for e in self.ledger.on_gpu[g.uuid].values()
@@ -243,12 +274,14 @@ class _Desk:
             return False
         gpu, steps = min(ways, key=lambda w: (RISK_RANK[w[0].risk], *cost_key(w[1])))
         cost_s = switch_cost_s(halted_by(steps))
-        waits = [self._wait_s(wish, g, guess=True) for g in here]
+        # A burst that has just begun elsewhere says nothing of how soon it will be over.
+        waits = [self._wait_s(wish, g, guess=True) for g in long]
         gain_s = min((s for s in waits if s is not None), default=None)
         if gain_s is not None and gain_s <= cost_s:
             return False
         gain = "" if gain_s is None else f", {gain_s:.0f} s of waiting to gain"
-        self._grant(claim, wish, gpu, steps, move=False, note=f" ({cost_s:.1f} s to lose{gain})")
+        note = f" ({cost_s:.1f} s to lose{gain})"
+        self._grant(claim, wish, gpu, steps, move=gpu not in here, note=note)
         return True
 
     def _wait_s(self, wish: Wish, gpu: GpuView, *, guess: bool = False) -> float | None:
@@ -292,6 +325,12 @@ class _Desk:
         name = short(claim.kernel_id)
         reason = f"{name} moves to {target} first" if target else f"{name} is at another operation"
         self._queued(claim, None, reason)
+
+    def _wait_for_resume(self, claim: Claim, entry: Entry) -> None:
+        """Let others have the memory meanwhile."""
+        name, left_s = short(claim.kernel_id), entry.kernel.no_resume_before_s - self.ledger.now_s
+        reason = f"{name} could not be brought back; it is tried again in {left_s:.0f} s"
+        self._queued(claim, left_s + entry.kernel.restore_cost_s, reason)
 
     def _queue(self, claim: Claim, wish: Wish, gpus: list[GpuView]) -> None:
         name, size = short(claim.kernel_id), format_bytes(wish.bytes)

@@ -34,6 +34,8 @@ def _probability(ledger: Ledger, entry: Entry) -> float:
         return 0.0
     if entry.state not in (None, LeaseState.SUSPENDED):
         return 0.0
+    if ledger.now_s < kernel.no_resume_before_s:
+        return 0.0  # it has just failed to come back
     # What has just been taken back, or has just run out, is not fetched at once again.
     if lease is not None and ledger.now_s - lease.since_s < ledger.settings.grace_period_s:
         return 0.0

@@ -39,6 +39,9 @@ from jupyter_gpu_predict.core.plans import (
 
 NOW = 1_000.0
 
+PATIENT = {"grace_period_s": 5.0, "preempt_age_s": 120.0}
+"""Settings of a view: bounds that a test can come to in a few steps."""
+
 
 def gpu(index: int, total: int = 512, **changes) -> GpuView:
     return GpuView(f"G{index}", index, "Simulated GPU", total * MIB, **changes)
@@ -90,7 +93,8 @@ def view(
     claims: Iterable[Claim] = (),
     **settings,
 ) -> ClusterView:
-    return ClusterView(NOW, tuple(gpus), tuple(kernels), tuple(claims), PolicySettings(**settings))
+    policy = PolicySettings(**{**PATIENT, **settings})
+    return ClusterView(NOW, tuple(gpus), tuple(kernels), tuple(claims), policy)
 
 
 def kinds(plan: Plan) -> list[str]:
@@ -118,7 +122,7 @@ class Cluster:
         self.kernels: dict[str, KernelView] = {}
         self.claims: dict[str, Claim] = {}
         self.former: dict[str, Lease] = {}
-        self.settings = settings or PolicySettings()
+        self.settings = settings or PolicySettings(**PATIENT)
         self.epoch = 0
         self.granted: list[str] = []
         self.refused: list[str] = []

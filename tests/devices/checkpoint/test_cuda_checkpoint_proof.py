@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,12 @@ from emulators.machine import EmulatedMachine
 
 from jupyter_gpu_predict.core.model import MIB, GpuStatus
 from jupyter_gpu_predict.devices.cuda_checkpoint import Assessment, CudaCheckpoint, Limits
-from jupyter_gpu_predict.devices.cuda_checkpoint_proof import FILE, Proof, ProofFile
+from jupyter_gpu_predict.devices.cuda_checkpoint_proof import (
+    FILE,
+    Proof,
+    ProofFile,
+    this_machine,
+)
 from jupyter_gpu_predict.devices.cuda_checkpoint_prove import (
     BETWEEN,
     MID_CELL,
@@ -30,7 +36,7 @@ from jupyter_gpu_predict.errors import DeviceError
 
 SLOW_MACHINE = Limits(start_s=120, look_s=120, state_s=60, lock_grace_s=60, copy_s=60)
 DRIVER, GPU = "580.95.05", "Stub H200"
-PROOF = Proof(DRIVER, "libcuda", (GPU,), True, True, False, 0.5, 0.25, 1000.0)
+PROOF = Proof(DRIVER, "libcuda", (GPU,), True, True, (), 0.5, 0.25, 1000.0)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +94,7 @@ def test_a_driver_that_does_not_do_it_is_not_proven(
     machine: EmulatedMachine, script: dict[str, Any], said: str
 ) -> None:
     proof, tried = proven(machine, 1, **script)
-    assert (proof.between_cells, proof.mid_cell, proof.move) == (False, False, False)
+    assert (proof.between_cells, proof.mid_cell, proof.move) == (False, False, ())
     assert said in tried[BETWEEN].said
     assert MID_CELL not in tried
     assert machine.used() == 0
@@ -130,7 +136,7 @@ def test_the_doctor_proves_a_driver_that_does_all_of_it(
     proof, fault = ProofFile(path).read()
     assert fault == ""
     assert proof is not None
-    assert (proof.mid_cell, proof.move) == (True, True)
+    assert (proof.mid_cell, proof.move) == (True, ("Emulated GPU (host memory)",))
     assert "every byte the same" in checks[f"driver checkpoint, {BETWEEN}"]["detail"]
     assert "No launch was lost" in checks[f"driver checkpoint, {MID_CELL}"]["detail"]
     assert machine.uuids[1] in checks[f"driver checkpoint, {MOVE}"]["detail"]
@@ -144,11 +150,32 @@ def test_a_proof_is_of_one_driver_and_its_gpus() -> None:
     assert "not under 610.1" in str(PROOF.why_not("610.1", GPU))
     assert "no driver that answers" in str(PROOF.why_not("", GPU))
     assert "not proven on H100" in str(PROOF.why_not(DRIVER, "H100"))
-    assert "another GPU" in str(PROOF.why_not_move(DRIVER, GPU))
+    assert f"another {GPU} is not" in str(PROOF.why_not_move(DRIVER, GPU))
     assert "in the middle" in str(
         replace(PROOF, mid_cell=False).why_not(DRIVER, GPU, mid_cell=True)
     )
     assert "rightly" in str(replace(PROOF, between_cells=False).why_not(DRIVER, GPU))
+
+
+def test_a_move_is_proven_for_the_kinds_of_which_there_were_two() -> None:
+    proof = replace(PROOF, gpus=(GPU, "Stub L4"), move=("Stub L4",))
+    assert proof.why_not_move(DRIVER, "Stub L4") is None
+    assert f"another {GPU} is not proven" in str(proof.why_not_move(DRIVER, GPU))
+
+
+def test_what_was_proven_on_another_machine_is_not_believed(tmp_path: Path) -> None:
+    here, there = (ProofFile(tmp_path / FILE, machine) for machine in ("here", "there"))
+    here.write(PROOF)
+    assert here.read() == (PROOF, "")
+    proof, fault = there.read()
+    assert proof is None
+    assert "another machine" in fault
+    assert "--prove" in fault
+
+
+def test_a_machine_is_known_again_and_gives_no_name_away() -> None:
+    assert this_machine() == this_machine()
+    assert platform.node() not in this_machine()
 
 
 def test_a_proof_on_disk_is_read_again_when_it_changes(tmp_path: Path) -> None:
@@ -165,7 +192,7 @@ def test_a_proof_on_disk_is_read_again_when_it_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", '{"version": 2}', json.dumps({**PROOF.to_json(), "gpus": 1})]
+    "text", ["", "{}", "[]", '{"version": 1}', json.dumps({**PROOF.to_json(), "gpus": 1})]
 )
 def test_a_file_that_is_no_proof_proves_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / FILE
@@ -178,7 +205,8 @@ def test_a_file_that_is_no_proof_proves_nothing(tmp_path: Path, text: str) -> No
 
 def test_words_for_flags_and_a_file_open_to_others_prove_nothing(tmp_path: Path) -> None:
     path = tmp_path / FILE
-    path.write_text(json.dumps({**PROOF.to_json(), "between_cells": "false"}))
+    words = {**PROOF.to_json(), "between_cells": "false", "machine": this_machine()}
+    path.write_text(json.dumps(words))
     path.chmod(0o600)
     proof, _ = ProofFile(path).read()
     assert proof is not None

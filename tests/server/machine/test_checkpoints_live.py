@@ -55,7 +55,7 @@ def prepare(folder: Path, machine: EmulatedMachine) -> TestServer:
     """Return a server whose driver is proven, where taking memory in place is slow."""
     data = folder / "data" / "gpu-predict"
     ProofFile(data / FILE).write(
-        Proof("580.95.05", "libcuda", (NAME,), True, True, True, 0.1, 0.1, 0.0)
+        Proof("580.95.05", "libcuda", (NAME,), True, True, (NAME,), 0.1, 0.1, 0.0)
     )
     with Store(f"sqlite:///{data / 'state.db'}") as store:
         slow = Bandwidths(1e6, 1e6, 1e6, measured=("suspend", "restore", "capture"))
@@ -169,6 +169,48 @@ def test_with_the_agent_it_is_the_cheaper_rung_and_nobody_notices(
         assert (await server.do(notebook, "reclaim"))["state"] == "done"
         assert await say(notebook, CHECK) == "True"
         assert "driver checkpoint" in await say(notebook, "%gpu why")
+        await server.end(notebook)
+
+    run(story())
+
+
+TOUCH_WHEN_ASKED = """
+import asyncio, os
+def poll():
+    if os.path.exists({asked!r}):
+        open({begun!r}, "w").close()
+        seen = int(x.cpu().sum()) == total
+    else:
+        asyncio.get_event_loop().call_later(0.05, poll)
+asyncio.get_event_loop().call_soon(poll)
+"""
+
+
+def test_a_kernel_that_a_callback_has_stuck_in_the_gpu_comes_back_for_its_next_cell(
+    server: TestServer, machine: EmulatedMachine, tmp_path: Path, run: Run[Any]
+) -> None:
+    """Its main thread does not return from the call, so that it neither claims nor says a thing."""
+    asked, begun = tmp_path / "asked", tmp_path / "begun"
+
+    async def story() -> None:
+        notebook = await server.opened("stuck.ipynb", HOLD)
+        await say(notebook, TOUCH_WHEN_ASKED.format(asked=str(asked), begun=str(begun)))
+
+        async def reclaimed() -> bool:
+            # A reply goes out shortly before its handler is over.
+            return bool((await server.do(notebook, "reclaim"))["state"] == "done")
+
+        await until(reclaimed)
+        await checkpointed(server, notebook)
+        assert machine.used() == 0
+        asked.touch()
+
+        async def touches() -> bool:
+            return begun.exists()
+
+        await until(touches)
+        assert await say(notebook, "print(seen if 'seen' in globals() else 'here')") == "here"
+        assert await say(notebook, CHECK) == "True"
         await server.end(notebook)
 
     run(story())
