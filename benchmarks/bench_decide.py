@@ -79,15 +79,21 @@ LARGE = (
 
 
 def make_view(case: Case) -> ClusterView:
-    """Return the case's cluster: a fifth of the kernels suspended, a tenth without a lease."""
+    """Return the case's cluster: a fifth of the kernels suspended, a tenth without a lease.
+
+    Half of the kernels can be moved.
+    """
     rng = random.Random(7)
     gpus = tuple(GpuView(f"GPU-{i}", i, "NVIDIA H100", GPU_BYTES) for i in range(case.gpus))
     bound = [i for i in range(case.kernels) if i % 10 not in (0, 1, 2)]
     share = int(case.fill * GPU_BYTES * case.gpus / max(1, len(bound)))
     kernels = []
+    placed = [0, 0]
     for i in range(case.kernels):
-        kernel_id, gpu = f"{i:08d}", gpus[i % case.gpus].uuid
         is_bound, has_lease = i % 10 not in (0, 1, 2), i % 10 != 0
+        # Each GPU gets its part of those that hold memory, and of the others.
+        kernel_id, gpu = f"{i:08d}", gpus[placed[is_bound] % case.gpus].uuid
+        placed[is_bound] += 1
         state = LeaseState.BOUND if is_bound else LeaseState.SUSPENDED
         lease = Lease(kernel_id, gpu, share, state, i + 1, NOW_S - 1e4) if has_lease else None
         is_busy = is_bound and rng.random() < case.busy
@@ -102,6 +108,8 @@ def make_view(case: Case) -> ClusterView:
                 last_used_s=NOW_S - rng.uniform(1, 3600),
                 restore_cost_s=rng.uniform(0.1, 5),
                 duty=rng.uniform(0, 0.4),
+                age_s=1e4,
+                movable=i % 2 == 0,
                 forecast=_forecast(kernel_id, rng.random() ** 3),
             )
         )

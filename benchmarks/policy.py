@@ -12,6 +12,7 @@ where there is none only the cost of decisions is measured, and that is said.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -24,6 +25,7 @@ from bench_decide import Case, make_view
 
 from jupyter_gpu_predict.cli import console_for_people
 from jupyter_gpu_predict.core.allocation.policy import decide
+from jupyter_gpu_predict.core.model import ClusterView
 from jupyter_gpu_predict.replay import report
 from jupyter_gpu_predict.replay.machine import Costs, Machine, at_speed
 from jupyter_gpu_predict.replay.policies import Entrant, entrants
@@ -37,8 +39,16 @@ LOADS = (12, 16, 24, 32)
 SIZES = ((100, 1_000), (300, 3_000), (1_000, 10_000), (3_000, 30_000))
 """GPUs and kernels of the decisions that are timed."""
 
-PATIENCE_S = 5.0
-"""A size is not tried any more when the one before took longer than this."""
+KINDS = {
+    "calm": Case("", 0, 0, 0, 0.5, 0.2),
+    "20 claims": Case("", 0, 0, 20, 0.8, 0.2),
+    "pressed": Case("", 0, 0, 20, 1.0, 0.5),
+    "preempting": Case("", 0, 0, 20, 1.0, 0.5, preempt=True),
+}
+"""Clusters of which a decision is timed, of each size; 20 claims in all but the first."""
+
+ROUNDS = 7
+"""How often each is timed."""
 
 FIFO, SJF, LRU = "FIFO, clairvoyant", "SJF, clairvoyant", "LRU under pressure"
 OURS, HALTS, SHARES = "product", "product, preempting", "product, sharing"
@@ -156,28 +166,40 @@ def _told(policy: str, done: int) -> None:
 def decisions(*, quick: bool) -> list[dict[str, object]]:
     """Print and return how long one decision takes as clusters grow."""
     rows: list[dict[str, object]] = []
-    for kind, claims, fill, busy in (("calm", 0, 0.5, 0.2), ("20 claims", 20, 0.8, 0.2)):
-        last_s, last_size = 0.0, 0
-        for gpus, kernels in SIZES[:2] if quick else SIZES:
+    sizes = SIZES[:2] if quick else SIZES
+    for kind, case in KINDS.items():
+        best_ms: list[float] = []
+        for gpus, kernels in sizes:
             name = f"{kernels} kernels, {gpus} GPUs, {kind}"
-            if last_s > PATIENCE_S:
-                print(f"{name}: not tried, {last_size} kernels took {last_s:.0f} s")
-                continue
-            view = make_view(Case(name, gpus, kernels, claims, fill, busy))
-            times = []
-            for _ in range(3):
-                begin = time.perf_counter()
-                decide(view)
-                times.append(time.perf_counter() - begin)
-                if sum(times) > PATIENCE_S / 3:
-                    break
-            last_s, last_size = min(times), kernels
-            print(
-                f"{name}: {1000 * last_s:.1f} ms at best, "
-                f"median {1000 * statistics.median(times):.1f}"
-            )
-            rows.append(report.row(name, "decide", "best", 1000 * last_s, "ms"))
+            view = make_view(replace(case, name=name, gpus=gpus, kernels=kernels))
+            times_ms = [1000 * _timed(view) for _ in range(ROUNDS)]
+            best_ms.append(min(times_ms))
+            median_ms = statistics.median(times_ms)
+            print(f"{name}: {best_ms[-1]:.1f} ms at best, median {median_ms:.1f}")
+            rows += [
+                report.row(name, "decide", "best", best_ms[-1], "ms"),
+                report.row(name, "decide", "median", median_ms, "ms"),
+            ]
+        # n log n from the first to the last size, in the same terms.
+        counts = [n for _, n in sizes]
+        grown = exponent(counts, best_ms)
+        bound = exponent(counts, [n * math.log(n) for n in counts])
+        print(f"{kind}: grows as n^{grown:.2f}; n log n over these sizes is n^{bound:.2f}")
+        rows.append(report.row(kind, "decide", "exponent", grown, "1"))
     return rows
+
+
+def _timed(view: ClusterView) -> float:
+    begin = time.perf_counter()
+    decide(view)
+    return time.perf_counter() - begin
+
+
+def exponent(sizes: list[int], times: list[float]) -> float:
+    """Return p of the power law n^p that fits best, by least squares of the logarithms."""
+    return statistics.linear_regression(
+        [math.log(n) for n in sizes], [math.log(t) for t in times]
+    ).slope
 
 
 def main() -> None:

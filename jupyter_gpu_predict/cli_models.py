@@ -9,26 +9,33 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import NotFoundError
+from .errors import BadInputError, NotFoundError
 
 if TYPE_CHECKING:
+    from .core.trace.document import Document
+    from .training.pipeline import Trained
     from .training.registry import ModelRegistry, ModelVersion
 
 
 def add_parsers(commands: Any) -> None:
     """Add ``train`` and ``models`` to the command's parsers."""
-    text = "train the demand model on the traces of this user's kernels"
+    text = "train the forecasting models on the traces of this user's kernels"
     train = commands.add_parser(
         "train",
         help=text,
-        description=f"{text[0].upper()}{text[1:]}; it serves if it is no worse than the empirical "
-        "model on notebooks it has not seen. Running servers take it over by themselves.",
+        description=f"{text[0].upper()}{text[1:]}: when a GPU is used (demand) and which cell is "
+        "next (content). Each serves if it does better on notebooks it has not seen than what "
+        "would serve without it. Running servers take it over by themselves.",
     )
     _common(train)
     train.add_argument("--traces", metavar="URL", help="database of another trace store")
+    train.add_argument(
+        "--notebooks", metavar="FOLDER", default=".", help="root folder of the server (default: .)"
+    )
     train.add_argument("--seed", type=int, default=1, help="of all that is chosen at random")
     train.add_argument("--no-promote", action="store_true", help="keep it, but let nothing change")
 
@@ -82,31 +89,67 @@ def _train(options: argparse.Namespace) -> int:
     from .cli import console_for_people, print_json
     from .server.doctor import database_url
     from .store.trace_store import Store
+    from .training.content import train_content
     from .training.pipeline import train_demand
 
     url = options.traces or database_url()
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         raise NotFoundError(f"there is no trace store {url}: no server has kept traces there yet")
+    done: list[Trained] = []
+    left: list[BadInputError] = []
     with Store(url) as store, _bar(options) as progress:
-        done = train_demand(
-            store,
-            _registry(options),
-            now_s=time.time(),
-            seed=options.seed,
-            promote=not options.no_promote,
-            progress=progress,
+        registry, read = _registry(options), _reader(Path(options.notebooks))
+        trainings: tuple[Callable[..., Trained], ...] = (
+            partial(train_demand, store, registry),
+            partial(train_content, store, read, registry),
         )
+        for train in trainings:
+            try:
+                trained = train(
+                    now_s=time.time(),
+                    seed=options.seed,
+                    promote=not options.no_promote,
+                    progress=progress,
+                )
+                done.append(trained)
+            except BadInputError as error:
+                left.append(error)
+    if not done:
+        raise left[0]
     if options.json:
-        print_json({**_model(done.version), "promoted": done.promoted, "why": done.why})
+        rows = [{**_model(d.version), "promoted": d.promoted, "why": d.why} for d in done]
+        print_json({"trained": rows, "not_trained": [str(error) for error in left]})
         return 0
     console = console_for_people()
-    console.print(
-        f"Trained {done.version.name} on {done.version.examples} examples of "
-        f"{done.version.owners} notebooks."
-    )
-    _print_versions([done.version], done.version.version if done.promoted else None)
-    console.print(f"It {'serves now' if done.promoted else 'does not serve'}: {done.why}.")
+    for one in done:
+        version = one.version
+        console.print(
+            f"Trained {version.name} on {version.examples} examples of {version.owners} notebooks."
+        )
+        _print_versions([version], version.version if one.promoted else None)
+        console.print(f"It {'serves now' if one.promoted else 'does not serve'}: {one.why}.")
+    for why in left:
+        console.print(f"Not trained: {why}.")
     return 0
+
+
+def _reader(root: Path) -> Callable[[str], Document | None]:
+    """Return what reads the notebook at a path of a server with this root folder."""
+    from .core.trace.document import read_document
+    from .server.notebook_text import code_cells
+
+    whole = root.resolve()
+
+    def read(path: str) -> Document | None:
+        file = (whole / path).resolve()
+        if not file.is_relative_to(whole) or file.suffix != ".ipynb":
+            return None
+        try:
+            return read_document(code_cells(file.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, BadInputError):
+            return None
+
+    return read
 
 
 @contextlib.contextmanager
@@ -196,21 +239,11 @@ def _print_versions(versions: list[ModelVersion], serving: int | None) -> None:
             v.name,
             datetime.fromtimestamp(v.made_s).strftime("%Y-%m-%d %H:%M"),
             f"{v.examples} of {v.owners}",
-            _pair(v, "pinball"),
-            _pair(v, "brier"),
-            "-" if "coverage" not in v.scores else f"{v.scores['coverage']:.0%}",
+            "\n".join(f"{name} {value:.4f}" for name, value in v.scores.items()) or "-",
+            "\n".join(f"{name} {value:.4f}" for name, value in v.baseline.items()) or "-",
             "yes" if v.version == serving else "-",
         )
         for v in versions
     ]
-    columns = (
-        "model|trained|examples of notebooks|pinball (empirical)|Brier (empirical)|"
-        "80 % interval holds|serves"
-    )
+    columns = "model|trained|examples of notebooks|scores|to beat|serves"
     print_table(console_for_people(), "Learned models, scored on held-out notebooks", columns, rows)
-
-
-def _pair(version: ModelVersion, metric: str) -> str:
-    if metric not in version.scores or metric not in version.baseline:
-        return "-"
-    return f"{version.scores[metric]:.4f} ({version.baseline[metric]:.4f})"

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.forecast.content import Situation
+from ..core.forecast.situation_record import situation_to_record
 from ..core.model import STEP_S, CellRun, DemandSample
 from ..core.trace.records import check_runs, check_samples, end_of
 from ..core.trace.rows import run_to_row, sample_to_row
@@ -52,11 +54,12 @@ async def prepare(  # noqa: PLR0917 - as the port has it
     basis: str,
     now_s: float,
     horizons_s: Sequence[int],
-    model: str | None = None,
+    models: Mapping[str, str | None] | None = None,
+    situation: Situation | None = None,
 ) -> Request:
     """Check the records and leave out what is too old to matter.
 
-    `model` is the file of the learned model that may serve, if there is one.
+    `models` are the files of the learned models that may serve, by kind, as far as there are any.
 
     Raises
     ------
@@ -73,7 +76,8 @@ async def prepare(  # noqa: PLR0917 - as the port has it
             "basis": basis,
             "now_s": now_s,
             "horizons_s": list(horizons_s),
-            "model": model,
+            "models": dict(models or {}),
+            "situation": None if situation is None else situation_to_record(situation),
         },
         await _recent_samples(samples, since_s),
         await _recent_runs(runs, since_s),

@@ -1,9 +1,10 @@
 """The process in which forecasts are made: requests on stdin, answers on stdout, JSON lines.
 
 ``python -m jupyter_gpu_predict.control.forecast_worker [LIMIT_S]`` answers a request
-``{"id", "kernel_id", "samples", "runs", "prior_runs", "basis", "now_s", "horizons_s", "model"}``,
-whose last part is the file of a learned model or null, with
-``{"id", "forecast", "notes", "cpu_s", "scored"}`` or ``{"id", "error": {"reason", "message"}}``.
+``{"id", "kernel_id", "samples", "runs", "prior_runs", "basis", "now_s", "horizons_s", "models",
+"situation"}``, where "models" has the file of each kind of learned model or null, and "situation"
+is null where the notebook is not known, with ``{"id", "forecast", "notes", "cpu_s", "scored"}`` or
+``{"id", "error": {"reason", "message"}}``.
 Records travel as arrays, see :mod:`..core.trace.rows`. Its first line is ``{"ready": ...}``.
 It ends with its stdin, and by SIGALRM when one request takes longer than LIMIT_S seconds, so that
 a worker that hangs does not outlive a server that was killed.
@@ -20,15 +21,23 @@ import sys
 import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 from ..core.forecast.boosted import Boosted
-from ..core.forecast.demand_model import DemandModel, demand_model
+from ..core.forecast.content import NAME as CONTENT
+from ..core.forecast.content import ContentModel, forecast_content
+from ..core.forecast.demand_model import KIND as DEMAND
+from ..core.forecast.demand_model import demand_model
 from ..core.forecast.protocol import Forecaster
 from ..core.forecast.record import forecast_to_record
 from ..core.forecast.selection import Evaluation, default_models, make_forecast
+from ..core.forecast.serving import known_peaks, with_content
+from ..core.forecast.situation_record import situation_from_record
+from ..core.model import Forecast
 from ..core.trace.rows import run_from_row, sample_from_row
 from ..core.trace.series import demand_series
 from ..errors import GpuPredictError, ModelFileError
@@ -45,41 +54,70 @@ SEED = 1
 
 MAX_MODEL_BYTES = 1 << 26
 
-Evaluations = OrderedDict[str, Evaluation]
+Model = TypeVar("Model")
 
 
-class Learned:
-    """The learned model that serves; one that cannot be read leaves the one before it serving."""
+class Learned(Generic[Model]):
+    """A learned model of one kind; one that cannot be read leaves the one before it serving.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    load
+        Makes the model from a file's content and its name.
+    shipped
+        Serves where no file is named.
+    """
+
+    def __init__(self, load: Callable[[dict[str, Any], str], Model], shipped: Model) -> None:
         self.notes: tuple[str, ...] = ()
+        self._load = load
+        self._shipped = self._model = shipped
         self._file: str | None = None
-        self._models: tuple[Forecaster, ...] = ()
 
-    def models(self, file: str | None) -> tuple[Forecaster, ...]:
-        """Return the model of a file as a forecaster, none if no file is named."""
+    def model(self, file: str | None) -> Model:
+        """Return the model of a file, or the shipped one if no file is named."""
         if file != self._file:
             self._file, self.notes = file, ()
             try:
-                self._models = () if file is None else (Boosted(_load_model(Path(file))),)
+                self._model = self._shipped if file is None else self._read(Path(file))
             except GpuPredictError as error:
                 self.notes = (str(error),)
-        return self._models
+        return self._model
+
+    def _read(self, path: Path) -> Model:
+        name = f"{path.parent.name} {path.stem.lstrip('0')}"
+        try:
+            if path.stat().st_size > MAX_MODEL_BYTES:
+                raise ValueError(f"larger than {MAX_MODEL_BYTES >> 20} MiB")
+            record = json.loads(path.read_bytes())
+            if not isinstance(record, dict):
+                raise ValueError("no JSON object")
+        except (OSError, ValueError) as error:
+            raise ModelFileError(
+                f"model {name}: its file cannot be read ({error}); the one before it goes on "
+                "serving"
+            ) from error
+        return self._load(record, name)
 
 
-def _load_model(path: Path) -> DemandModel:
-    name = f"{path.parent.name} {path.stem.lstrip('0')}"
-    try:
-        if path.stat().st_size > MAX_MODEL_BYTES:
-            raise ValueError(f"larger than {MAX_MODEL_BYTES >> 20} MiB")
-        record = json.loads(path.read_bytes())
-        if not isinstance(record, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise ModelFileError(
-            f"model {name}: its file cannot be read ({error}); the one before it goes on serving"
-        ) from error
-    return demand_model(record, name)
+class Zoo:
+    """The learned models, and the latest backtest of each kernel."""
+
+    def __init__(self) -> None:
+        weights = files("jupyter_gpu_predict.core.forecast") / "weights" / "content.json"
+        shipped = ContentModel.from_record(json.loads(weights.read_text()))
+        self.evaluations: OrderedDict[str, Evaluation] = OrderedDict()
+        self.demand = Learned[tuple[Forecaster, ...]](
+            lambda record, name: (Boosted(demand_model(record, name)),), ()
+        )
+        self.content = Learned(lambda record, _: ContentModel.from_record(record), shipped)
+
+    def keep(self, kernel_id: str, evaluation: Evaluation | None) -> None:
+        """Remember a kernel's latest backtest."""
+        if evaluation is not None:
+            self.evaluations[kernel_id] = evaluation
+            if len(self.evaluations) > MAX_KERNELS:
+                self.evaluations.popitem(last=False)
 
 
 def main() -> int:
@@ -90,11 +128,10 @@ def main() -> int:
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     _prepare_libraries()
     _write(answers, {"ready": {"pid": os.getpid(), "cpu_s": _cpu_s()}})
-    evaluations: Evaluations = OrderedDict()
-    learned = Learned()
+    zoo = Zoo()
     for line in requests:
         signal.setitimer(signal.ITIMER_REAL, limit_s)
-        answer = _answer(line, evaluations, learned)
+        answer = _answer(line, zoo)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _write(answers, answer)
     return 0
@@ -141,13 +178,13 @@ def _cpu_s() -> float:
     return spent
 
 
-def _answer(line: bytes, evaluations: Evaluations, learned: Learned) -> dict[str, Any]:
+def _answer(line: bytes, zoo: Zoo) -> dict[str, Any]:
     number: Any = None
     begun_s = _cpu_s()
     try:
         request = json.loads(line)
         number = request["id"]
-        answer = _forecast(request, evaluations, learned)
+        answer = _forecast(request, zoo)
     except GpuPredictError as error:
         return {"id": number, "error": {"reason": error.reason, "message": str(error)}}
     except Exception as error:
@@ -158,9 +195,7 @@ def _answer(line: bytes, evaluations: Evaluations, learned: Learned) -> dict[str
     return {"id": number, "cpu_s": _cpu_s() - begun_s, **answer}
 
 
-def _forecast(
-    request: Mapping[str, Any], evaluations: Evaluations, learned: Learned
-) -> dict[str, Any]:
+def _forecast(request: Mapping[str, Any], zoo: Zoo) -> dict[str, Any]:
     kernel_id = str(request["kernel_id"])
     now_s = float(request["now_s"])
     series = demand_series(
@@ -170,7 +205,8 @@ def _forecast(
     )
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(SEED)
-    last = evaluations.pop(kernel_id, None)
+    last = zoo.evaluations.pop(kernel_id, None)
+    learned = zoo.demand.model(request["models"].get(DEMAND))
     made = make_forecast(
         kernel_id,
         series,
@@ -178,18 +214,31 @@ def _forecast(
         str(request["basis"]),
         now_s,
         horizons_s=tuple(request["horizons_s"]),
-        models=(*default_models(), *learned.models(request["model"])),
+        models=(*default_models(), *learned),
         last=last,
     )
-    if made.evaluation is not None:
-        evaluations[kernel_id] = made.evaluation
-        if len(evaluations) > MAX_KERNELS:
-            evaluations.popitem(last=False)
+    zoo.keep(kernel_id, made.evaluation)
+    forecast = replace(made.forecast, notes=(*made.notes, *zoo.demand.notes))
+    if request["situation"] is not None:
+        forecast = _with_content(forecast, request, zoo.content)
     return {
-        "forecast": forecast_to_record(made.forecast),
-        "notes": (*made.notes, *learned.notes),
+        "forecast": forecast_to_record(forecast),
+        "notes": forecast.notes,
         "scored": made.evaluation is not None and made.evaluation is not last,
     }
+
+
+def _with_content(
+    forecast: Forecast, request: Mapping[str, Any], learned: Learned[ContentModel]
+) -> Forecast:
+    model = learned.model(request["models"].get(CONTENT))
+    try:
+        situation = known_peaks(situation_from_record(request["situation"]))
+        said = forecast_content(model, situation, tuple(request["horizons_s"]))
+    except GpuPredictError as error:
+        return replace(forecast, notes=(*forecast.notes, f"{CONTENT}: {error}"))
+    found = with_content(forecast, said)
+    return replace(found, notes=(*found.notes, *learned.notes))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.forecast import content, demand_model
+from ..core.forecast.content import Situation
 from ..core.forecast.protocol import check_horizons
 from ..core.forecast.record import forecast_from_record
 from ..core.model import HORIZONS_S, CellRun, DemandSample, Forecast
@@ -26,6 +28,8 @@ PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 """Folder the worker runs in: there ``-m`` finds this very package, and no file of the user's."""
 
 WORKER = (sys.executable, "-m", "jupyter_gpu_predict.control.forecast_worker")
+
+MODEL_KINDS = (demand_model.KIND, content.NAME)
 
 MAX_ANSWER_BYTES = 1 << 20
 
@@ -89,8 +93,8 @@ class ForecastWorker:
     command
         What to start instead of this package's worker, e.g. under a resource limiter.
     model_file
-        Tells which file holds the learned model that may serve, ``None`` if there is none; asked
-        at each refresh, so that another one is taken over without a restart.
+        Tells which file holds the learned model of a kind that may serve, ``None`` if there is
+        none; asked at each refresh, so that another one is taken over without a restart.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class ForecastWorker:
         start_timeout_s: float = 60.0,
         horizons_s: Sequence[int] = HORIZONS_S,
         command: Sequence[str] = WORKER,
-        model_file: Callable[[], Path | None] = lambda: None,
+        model_file: Callable[[str], Path | None] = lambda _: None,
     ) -> None:
         self._timeout_s = timeout_s
         self._start_timeout_s = start_timeout_s
@@ -140,10 +144,12 @@ class ForecastWorker:
         prior_runs: Sequence[CellRun],
         basis: str,
         now_s: float,
+        situation: Situation | None = None,
     ) -> Forecast:
         """Fit, backtest and forecast one kernel's demand in the worker process.
 
-        Records older than the 1,000 steps a forecast looks at are not sent.
+        Records older than the 1,000 steps a forecast looks at are not sent. With a `situation`, the
+        notebook's content is forecast too.
 
         Raises
         ------
@@ -155,7 +161,7 @@ class ForecastWorker:
             If the worker died, hung or could not be started; the next call starts a new one.
         """
         self._check_open()
-        model = await asyncio.to_thread(self._model_file)
+        models = await asyncio.to_thread(self._model_files)
         async with self._encoding:
             request = await prepare(
                 kernel_id,
@@ -165,7 +171,8 @@ class ForecastWorker:
                 basis,
                 now_s,
                 self._horizons_s,
-                None if model is None else str(model),
+                models,
+                situation,
             )
         self._check_open()
         slot = self._slots.setdefault(kernel_id, _Slot())
@@ -175,6 +182,10 @@ class ForecastWorker:
         if slot.task is None:
             slot.task = asyncio.create_task(self._serve(kernel_id, slot))
         return await asyncio.shield(slot.answer)
+
+    def _model_files(self) -> dict[str, str | None]:
+        files = {kind: self._model_file(kind) for kind in MODEL_KINDS}
+        return {kind: None if file is None else str(file) for kind, file in files.items()}
 
     def _check_open(self) -> None:
         if self._closed:

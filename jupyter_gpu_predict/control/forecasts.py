@@ -10,15 +10,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.forecast.prior import choose_prior
+from ..core.forecast.serving import choose_need, kind_of
 from ..core.model import CellRun, Forecast, Quantiles
+from ..core.trace.records import touches_gpu
 from ..errors import GpuPredictError
 from .ports import Forecasting
 from .records import KernelRecord
+from .situations import Situations
 
 if TYPE_CHECKING:
     from .loop import ControlLoop
 
 log = logging.getLogger(__name__)
+
+TOLD_LATE_S = 2.0
+"""How late a kernel may tell of a cell that has ended."""
 
 
 class ForecastRounds:
@@ -29,12 +35,14 @@ class ForecastRounds:
         self._forecasting = forecasting
         self._interval_s = interval_s
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._situations = Situations(loop)
 
     def forget(self, kernel_id: str) -> None:
         """Drop what is under way or kept for a kernel that is gone."""
         if (task := self._tasks.pop(kernel_id, None)) is not None:
             task.cancel()
         self._forecasting.forget(kernel_id)
+        self._situations.forget(kernel_id)
 
     async def close(self) -> None:
         """Cancel what is under way."""
@@ -63,16 +71,17 @@ class ForecastRounds:
         last = record.forecast
         if last is None or last.basis != "kernel" or last.backtest is None:
             prior, basis = await asyncio.to_thread(self._prior, record)
+        seen = await self._situations.of(record, now)
         try:
             forecast = await self._forecasting.refresh(
-                record.kernel_id, list(record.samples), runs, prior, basis, now
+                record.kernel_id, list(record.samples), runs, prior, basis, now, seen.situation
             )
         except GpuPredictError as error:
             log.warning("No forecast for kernel %s: %s", record.kernel_id, error)
             return
         if record.kernel_id not in self._loop.kernels:
             return
-        forecast = self._capped(forecast)
+        forecast = self._scored(record, seen.told(self._capped(forecast)))
         record.forecast = forecast
         self._loop.event(
             "forecast",
@@ -83,9 +92,29 @@ class ForecastRounds:
             pinball=forecast.backtest.pinball if forecast.backtest else None,
             coverage=forecast.backtest.coverage if forecast.backtest else None,
             candidates={c.model: round(c.pinball, 6) for c in forecast.candidates},
+            need_model=forecast.need_model,
+            need_brier={n.model: n.brier for n in forecast.needs},
             need_15s=forecast.need_probability(15),
             memory_high_bytes=int(forecast.memory_bytes(60).high),
         )
+
+    def _scored(self, record: KernelRecord, forecast: Forecast) -> Forecast:
+        """Return the forecast with P(GPU needed) of the model that has done best for this kernel.
+
+        Only what was said in idle moments is scored: of a cell that runs or waits all are sure.
+        """
+        running_s = record.running_since_s
+        known_until_s = self._loop.clock() - TOLD_LATE_S if running_s is None else running_s
+        uses_s = (run.start_s for run in record.runs if touches_gpu(run))
+        record.scores.happened(uses_s, known_until_s)
+        if not record.busy and not record.queued_cells:
+            record.scores.said(
+                forecast.made_s,
+                record.last_used_s,
+                [h.horizon_s for h in forecast.horizons],
+                {kind_of(need.model): need.probabilities for need in forecast.needs},
+            )
+        return choose_need(forecast, record.scores.scores())
 
     def _capped(self, forecast: Forecast) -> Forecast:
         """Return the forecast with no more memory than the largest GPU has: it cannot be had."""

@@ -21,7 +21,7 @@ from .halted import Halted
 from .leases import LeaseBook
 from .observe import build_view, free_bytes
 from .operations import Operations
-from .ports import Checkpoints, DeviceBackend, Forecasting, Moves, Saves, TraceStore
+from .ports import Checkpoints, DeviceBackend, Forecasting, Moves, Notebooks, Saves, TraceStore
 from .reconciler import Reconciler
 from .records import KernelRecord
 from .speeds import Speeds
@@ -68,6 +68,7 @@ class ControlLoop:
         self.last_plan: Plan | None = None
         self.moves: Moves | None = None
         self.saves: Saves | None = None
+        self.notebooks: Notebooks | None = None
         self.checkpoints: Checkpoints | None = None
         self.caps = Caps(self)
         self.switching = Switching(self)
@@ -238,6 +239,7 @@ class ControlLoop:
         now = self.clock()
         record.burst.cell_ended(record.running_since_s or now, now)
         record.running_since_s = record.running_digest = record.granted_s = None
+        record.claim_priority = None
         record.last_used_s = now
         self.wake_soon()
 
@@ -271,6 +273,7 @@ class ControlLoop:
     def cell_ran(self, record: KernelRecord, run: CellRun) -> None:
         """Note a finished cell run."""
         record.running_since_s = record.running_digest = record.granted_s = None
+        record.claim_priority = None
         record.last_used_s = record.changed_s = self.clock()
         record.burst.cell_ended(run.start_s, run.end_s)
         if run.end_s >= record.measured_s and not record.checkpointed:
@@ -297,9 +300,6 @@ class ControlLoop:
         """Take a claim in; a repeated one changes nothing."""
         if claim.claim_id in self.claims:
             return
-        record = self.kernels.get(claim.kernel_id)
-        if record and claim.origin == "cell" and self.clock() < record.no_resume_before_s:
-            return  # its state just failed to come back; who waits at the gate asks again
         self.claims[claim.claim_id] = claim
         self.event(
             "claim",

@@ -40,9 +40,8 @@ def build_view(loop: ControlLoop) -> ClusterView:
 
 
 def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelView:
-    waiting = any(
-        c.kernel_id == record.kernel_id and c.origin == "cell" for c in loop.claims.values()
-    )
+    asks = {c.origin for c in loop.claims.values() if c.kernel_id == record.kernel_id}
+    waiting = "cell" in asks
     usual = record.usual_duration_s(record.running_digest)
     started = record.running_since_s
     rung: Rung | None = None
@@ -56,14 +55,17 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
         lease=loop.leases.get(record.kernel_id),
         used_bytes=record.used_bytes,
         suspended_bytes=_needed_to_come_back(loop, record),
-        busy=record.busy or waiting or not record.ready or record.about_to_run(now),
+        busy=record.busy
+        or bool(asks & {"cell", "growth"})
+        or not record.ready
+        or record.about_to_run(now),
         waiting=waiting,
         started_s=started,
         expected_end_s=None if started is None or usual is None else max(now, started + usual),
         last_used_s=record.last_used_s,
         queued_runs=record.queued_runs,
         pinned=record.pinned,
-        priority=record.priority,
+        priority=record.present_priority,
         restore_cost_s=restore_cost_s(loop, record, rung),
         keep_reason=record.keeps(now),
         has_agent=record.port.has_agent,
@@ -89,6 +91,8 @@ def _kernel_view(loop: ControlLoop, record: KernelRecord, now: float) -> KernelV
         switched_s=record.switched_s,
         checkpointed=record.checkpointed,
         preempted_s=record.preempted_s,
+        no_resume_before_s=record.no_resume_before_s,
+        limit_bytes=record.limit_bytes,
     )
 
 

@@ -6,10 +6,12 @@ The rooms above (`devices`, `store`, `server`) implement these; the loop imports
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..core.forecast.content import Situation
 from ..core.model import MIB, CellRun, DemandSample, Forecast, GpuHealth, GpuStatus, Lease
+from ..core.trace.document import Document
 from .operations import Progress
 
 RESUME_MARGIN_BYTES = 64 * MIB
@@ -122,8 +124,39 @@ class Forecasting(Protocol):
         prior_runs: Sequence[CellRun],
         basis: str,
         now_s: float,
+        situation: Situation | None = None,
     ) -> Forecast:
         """Fit, backtest and forecast one kernel's demand in the worker process."""
+
+    def forget(self, kernel_id: str) -> None:
+        """Drop what is kept about a kernel that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedNotebook:
+    """A kernel's notebook as it was saved last.
+
+    `lines` are the first lines of its code cells, `normalised` the normalised digest of each source
+    that was in it since the kernel began.
+    """
+
+    document: Document = field(default_factory=Document)
+    lines: Sequence[str] = ()
+    normalised: Mapping[str, str] = field(default_factory=dict)
+
+
+class Notebooks(Protocol):
+    """The notebooks of this server's kernels."""
+
+    async def saved(
+        self, kernel_id: str, notebook: str | None, *, used_s: float, last_cell: str | None
+    ) -> SavedNotebook:
+        """Return a kernel's notebook, empty but for a note where it cannot be read.
+
+        `used_s` is when the kernel was used last; of a notebook whose kernel is not used nothing
+        new is read. `last_cell` is the id of the cell that ran last: a very long notebook is read
+        around it.
+        """
 
     def forget(self, kernel_id: str) -> None:
         """Drop what is kept about a kernel that is gone."""

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..core.forecast.live import LiveScores
 from ..core.model import CellRun, DemandSample, Forecast
 from .bursts import Burst
 from .ports import KernelPort
@@ -58,6 +59,9 @@ class KernelRecord:
     pinned: bool = False
     priority: int = 0
     queued_runs: int = 0
+    queued_cells: tuple[tuple[str | None, str], ...] = ()
+    """Cells of execute requests without an answer, as id and digest; a running one is the first."""
+    scores: LiveScores = field(default_factory=LiveScores)
     keep_reason: str | None = None
     keep_until_s: float = 0.0
     forecast: Forecast | None = None
@@ -83,6 +87,8 @@ class KernelRecord:
     gpu_processes: int = 0
     shell_busy_s: float | None = None
     """Since when Jupyter has seen it at work on any message."""
+    unanswered_s: float | None = None
+    """Since when it owes an answer to a cell; once the driver has it, to one sent after that."""
     checkpointed: bool = False
     """Whether the driver holds it."""
     switches: int = 0
@@ -94,11 +100,23 @@ class KernelRecord:
     burst: Burst = field(default_factory=Burst)
     failed_resumes: int = 0
     no_resume_before_s: float = 0.0
+    held_since_s: float = 0.0
+    """Since when the driver has had it, if it has it."""
+    claim_priority: int | None = None
+    """What its running cell's own claim said."""
+    limit_bytes: int | None = None
+    """What its process may have of a GPU at most (MPS)."""
 
     @property
     def busy(self) -> bool:
         """Whether a cell runs."""
         return self.running_since_s is not None
+
+    @property
+    def present_priority(self) -> int:
+        """Its priority while the cell runs, or is halted, that it has claimed for."""
+        claimed = self.claim_priority
+        return self.priority if claimed is None else max(self.priority, claimed)
 
     def about_to_run(self, now_s: float) -> bool:
         """Whether a cell was just granted its claim and has not yet said that it runs."""
@@ -112,8 +130,9 @@ class KernelRecord:
         """Leave the kernel's memory alone for a while."""
         self.keep_reason, self.keep_until_s = reason, now_s + KEEP_RETRY_S
 
-    def held_by_driver(self, freed_bytes: int, left_bytes: int) -> None:
+    def held_by_driver(self, freed_bytes: int, left_bytes: int, now_s: float) -> None:
         """Note that the driver took the kernel off its GPU."""
+        self.held_since_s = now_s
         self.used_before = self.used_bytes, self.suspended_bytes
         self.checkpointed = True
         self.switches += 1
@@ -125,6 +144,15 @@ class KernelRecord:
         self.checkpointed, self.used_before = False, None
         self.switches += 1
         self.failed_resumes, self.no_resume_before_s = 0, 0.0
+
+    def unanswered(self, cells: int, now_s: float) -> bool:
+        """Note how many cells it has not answered; return whether that calls for a decision."""
+        before, self.queued_runs = self.queued_runs, max(0, cells - 1)
+        if not cells:
+            self.unanswered_s = None
+        elif self.queued_runs >= before and (self.unanswered_s or 0.0) <= self.held_since_s:
+            self.unanswered_s = now_s
+        return self.queued_runs > before or (cells > 0 and self.checkpointed)
 
     def resume_failed(self, now_s: float) -> None:
         """Leave the kernel with the driver for a while."""

@@ -8,11 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+# ruff: noqa: PLC0414 - the words of a forecast are words of this module too
+from .outlook import HORIZONS_S as HORIZONS_S
+from .outlook import Backtest as Backtest
+from .outlook import Forecast as Forecast
+from .outlook import HorizonForecast as HorizonForecast
+from .outlook import NeedForecast as NeedForecast
+from .outlook import NextCell as NextCell
+from .outlook import Quantiles as Quantiles
+
 MIB = 1 << 20
 GIB = 1 << 30
-
-HORIZONS_S: tuple[int, ...] = (5, 15, 30, 60, 300)
-"""Horizons of a forecast in seconds."""
 
 STEP_S = 5
 """Grain of a demand series in seconds."""
@@ -88,77 +94,6 @@ class DemandSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantiles:
-    """Quantiles 0.1, 0.5 and 0.9 of a quantity."""
-
-    low: float
-    mid: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class HorizonForecast:
-    """Forecast for the next `horizon_s` seconds.
-
-    `memory_bytes` is the peak device memory the kernel will want within the horizon,
-    `need_probability` the chance that it runs GPU work within the horizon.
-    """
-
-    horizon_s: int
-    memory_bytes: Quantiles
-    need_probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class Backtest:
-    """Score of one model over rolling origins.
-
-    `pinball` is the mean pinball loss of the memory quantiles in units of the series' scale,
-    `coverage` the share of actual values inside the nominal 80 % interval, `brier` the Brier
-    score of the need probability.
-    """
-
-    model: str
-    pinball: float
-    coverage: float
-    brier: float
-    origins: int
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """Forecast of one kernel's demand by the model that won its backtest.
-
-    `basis` says what history it rests on: ``"kernel"``, ``"notebook"``, ``"cells"`` or ``"none"``.
-    `backtest` is ``None`` while there is too little history for one. `notes` say in plain sentences
-    what was left out, e.g. why a model was not fitted.
-    """
-
-    kernel_id: str
-    made_s: float
-    model: str
-    basis: str
-    horizons: tuple[HorizonForecast, ...]
-    backtest: Backtest | None
-    candidates: tuple[Backtest, ...]
-    notes: tuple[str, ...] = ()
-
-    def need_probability(self, horizon_s: float) -> float:
-        """Return P(GPU needed) within the shortest horizon that covers `horizon_s`."""
-        for h in self.horizons:
-            if h.horizon_s >= horizon_s:
-                return h.need_probability
-        return self.horizons[-1].need_probability if self.horizons else 0.0
-
-    def memory_bytes(self, horizon_s: float) -> Quantiles:
-        """Return the memory quantiles of the shortest horizon that covers `horizon_s`."""
-        for h in self.horizons:
-            if h.horizon_s >= horizon_s:
-                return h.memory_bytes
-        return self.horizons[-1].memory_bytes if self.horizons else Quantiles(0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True, slots=True)
 class XidEvent:
     """A critical error the NVIDIA driver reported for a GPU (XID catalogue of NVIDIA)."""
 
@@ -228,9 +163,8 @@ class Claim:
     `bytes` is the total device memory the kernel wants to be able to hold, not what it wants on
     top. `priority` is higher-first (low -1, normal 0, high 1). `affinity` is a GPU uuid or a part
     of a GPU name, ``None`` for any. `deadline_s` is a point in time, ``inf`` where there is none.
-    `origin` is ``"cell"``, ``"launch"``, ``"magic"``, ``"rest"`` or ``"preempted"``. A claim of
-    origin ``"cell"`` has a cell that waits; one of origin ``"preempted"`` has a cell that was
-    suspended in its middle and waits to go on.
+    `origin` is ``"launch"``, ``"magic"``, ``"rest"``, ``"cell"`` (one waits), ``"preempted"`` (one
+    was suspended in its middle) or ``"growth"`` (one runs: granted at once or refused).
     """
 
     claim_id: str
@@ -309,8 +243,9 @@ class KernelView:
     cannot be suspended, ``None`` if it can. `checkpointed`: its suspended state is with the driver.
 
     A burst is a sequence of cell runs with gaps below 60 s. `attained_s` is the GPU time that the
-    present one has had, without the time it was suspended; `switched_s` when it was last suspended
-    or resumed in its middle (0: never), `preempted_s` since when it is (``None``: it is not).
+    present one has had, but while suspended; `switched_s` when it was last suspended or resumed in
+    its middle (0: never), `preempted_s` since when it is (``None``: it is not). It is not brought
+    back before `no_resume_before_s`. `limit_bytes` is what its process may have at most (MPS).
     """
 
     kernel_id: str
@@ -347,6 +282,8 @@ class KernelView:
     switched_s: float = 0.0
     checkpointed: bool = False
     preempted_s: float | None = None
+    no_resume_before_s: float = 0.0
+    limit_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +303,7 @@ class PolicySettings:
     waited `preempt_age_s` goes first. `consolidate` keeps empty GPUs empty where it costs nothing.
     """
 
-    grace_period_s: float = 5.0
+    grace_period_s: float = 0.0
     reservation_s: float = 30.0
     prebind: bool = True
     prebind_horizon_s: float = 15.0
@@ -383,7 +320,7 @@ class PolicySettings:
     preempt: bool = False
     preempt_min_s: float = 60.0
     preempt_factor: float = 2.0
-    preempt_age_s: float = 120.0
+    preempt_age_s: float = 1800.0
     consolidate: bool = False
 
 

@@ -11,14 +11,14 @@ from ..core.sizes import format_bytes
 from ..errors import BadInputError, GpuPredictError
 from .needs import parse_need
 from .session_magics import SessionCommands
-from .views import GpuResult
+from .views import GpuResult, forecast_result
 
 if TYPE_CHECKING:
     from .agent import Agent
 
 HELP = """\
 %gpu                       this kernel's lease and all GPUs
-%gpu forecast              what this kernel will need, by which model, with its score
+%gpu forecast              which cells are next and what this kernel will need, by which models
 %gpu need 12GiB [--priority low|normal|high] [--prefer GPU] [--critical]
                            state what the next cells need; this cell waits for it
 %gpu pin | unpin           never take this kernel's memory back | do so again
@@ -143,29 +143,7 @@ class Commands(SessionCommands):
         if data["model"] is None:
             return GpuResult("No forecast yet: it is made within seconds of a kernel's start.",
                              data=data)  # fmt: skip
-        rows = [
-            (
-                f"{h['horizon_s']} s",
-                f"{h['need_probability']:.2f}",
-                *(format_bytes(int(h["memory_bytes"][q])) for q in ("low", "mid", "high")),
-            )
-            for h in data["horizons"]
-        ]
-        score = data["backtest"]
-        served = f"served by {data['model']} (history: {data['basis']})"
-        if score is not None:
-            served += (
-                f", pinball {score['pinball']:.4f}, 80 % interval covered "
-                f"{score['coverage']:.0%} over {score['origins']} origins"
-            )
-        others = ", ".join(f"{c['model']} {c['pinball']:.4f}" for c in data["candidates"])
-        return GpuResult(
-            "Forecast of GPU demand, " + served,
-            ("within", "P(needed)", "10 %", "50 %", "90 %"),
-            rows,
-            notes=[f"Backtest (pinball, lower is better): {others}"] if others else (),
-            data=data,
-        )
+        return forecast_result(data)
 
     def do_why(self, _: str) -> GpuResult:
         """Show the latest decisions about this kernel."""

@@ -57,6 +57,57 @@ class GpuResult:
         return "".join(parts)
 
 
+def forecast_result(data: Mapping[str, Any]) -> GpuResult:
+    """Return a forecast: what is needed when, the next cells, and how its models have done."""
+    rows = [
+        (
+            f"{h['horizon_s']} s",
+            f"{h['need_probability']:.2f}",
+            *(format_bytes(int(h["memory_bytes"][q])) for q in ("low", "mid", "high")),
+        )
+        for h in data["horizons"]
+    ]
+    score = data["backtest"]
+    served = f"served by {data['model']} (history: {data['basis']})"
+    if score is not None:
+        served += (
+            f", pinball {score['pinball']:.4f}, 80 % interval covered "
+            f"{score['coverage']:.0%} over {score['origins']} origins"
+        )
+    notes = [
+        f"Next, P {c['probability']:.2f}: code cell {c['position'] + 1}: {c['line']}"
+        for c in data["next_cells"]
+    ]
+    for what, key in (("The next cell starts in", "next_s"), ("A GPU cell then takes", "burst_s")):
+        if data[key] is not None:
+            low, mid, high = (_duration(data[key][q]) for q in ("low", "mid", "high"))
+            notes.append(f"{what} {mid} ({low} to {high}).")
+    needs = ", ".join(map(_brier, data["needs"]))
+    notes.append(f"P(needed) is {data['need_model']}'s. Brier score in this kernel: {needs}")
+    if others := ", ".join(f"{c['model']} {c['pinball']:.4f}" for c in data["candidates"]):
+        notes.append(f"Backtest (pinball, lower is better): {others}")
+    return GpuResult(
+        "Forecast of GPU demand, " + served,
+        ("within", "P(needed)", "10 %", "50 %", "90 %"),
+        rows,
+        notes=[*notes, *data["notes"]],
+        data=data,
+    )
+
+
+def _brier(need: Mapping[str, Any]) -> str:
+    if need["brier"] is None:
+        return f"{need['model']} not scored yet"
+    return f"{need['model']} {need['brier']:.3f} over {need['outcomes']} idle moments"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 class Bar:
     """Bytes done of bytes in all, in the output of the running cell; nothing for short work."""
 

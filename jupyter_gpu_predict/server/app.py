@@ -18,7 +18,6 @@ from ..control.forecasting import ForecastWorker
 from ..control.loop import ControlLoop
 from ..control.operations import Operation, Operations
 from ..control.ports import DeviceBackend
-from ..core.forecast.demand_model import KIND
 from ..core.model import PolicySettings
 from ..core.sizes import parse_bytes
 from ..devices.choose import choose_backend
@@ -33,6 +32,7 @@ from .api import Api
 from .at_work import AtWork
 from .checkpoints import DriverCheckpoints
 from .connection import holding_class
+from .documents import Documents
 from .events import Events
 from .fleet import Fleet
 from .handlers import routes
@@ -259,7 +259,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         self.store.prune(time.time() - self.retention_days * 86400, 1_000_000)
         self.events = Events(server.event_logger)
         models = ModelRegistry(self.paths.models)
-        self.forecasting = ForecastWorker(model_file=lambda: models.serving_path(KIND))
+        self.forecasting = ForecastWorker(model_file=models.serving_path)
         self.loop_ = ControlLoop(
             backend=backend,
             store=self.store,
@@ -294,6 +294,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         self.fleet.notices.snapshots = self.snapshots
         self.loop_.moves = self.moves
         self.loop_.saves = self.snapshots
+        self.loop_.notebooks = self.documents = Documents(server)
         self.api = Api(self.loop_, self.fleet, self.moves, self.snapshots, sentence)
         self.fleet.calls.api = self.api
         self.gauges = Gauges(self.loop_)
@@ -392,6 +393,7 @@ class GpuPredict(ExtensionApp):  # type: ignore[misc]
         await self.loop_.close()
         if self.checkpoints is not None:
             await self.checkpoints.close()
+        await self.documents.close()
         await self.forecasting.close()
         self.loop_.backend.close()
         await asyncio.to_thread(self.store.close)

@@ -17,12 +17,13 @@ import psutil
 from ..control.loop import ControlLoop
 from ..control.records import KernelRecord
 from ..core.model import Lease, LeaseState
+from ..devices.mps import limit_of
 from ..errors import GpuPredictError, LinkTimeoutError
 from ..kernel import messages as m
 from ..kernel.provisioner import is_python
 from ..snapshots.stores import SnapshotStore
 from .calls import Calls
-from .connection import send_for
+from .connection import Sent, queue_of, send_for
 from .link import KernelAgentLink
 from .notices import Notices
 from .offers import Offers
@@ -69,7 +70,7 @@ class Fleet:
         self._forget = forget
         self._held: dict[str, int] = {}
         self._own_sessions: dict[bytes, str] = {}
-        self._unanswered: dict[str, dict[str, OrderedDict[str, tuple[str, Any]]]] = {}
+        self._unanswered: dict[str, dict[str, OrderedDict[str, Sent]]] = {}
         self._connections: WeakSet[Any] = WeakSet()
         self._boots: dict[str, asyncio.Task[None]] = {}
         self._telling: set[asyncio.Task[None]] = set()
@@ -156,7 +157,13 @@ class Fleet:
         link.provisioner = provisioner
         link.on_notice(lambda t, c: self.notices.take(kernel_id, t, c))
         self.links[kernel_id] = link
-        self.loop.kernel(kernel_id).port = link
+        record = self.loop.kernel(kernel_id)
+        record.port = link
+        self._is_ready(record, link)
+
+    def _is_ready(self, record: KernelRecord, link: KernelAgentLink) -> None:
+        mps = any(s.mps for s in self.loop.statuses)
+        record.ready, record.limit_bytes = True, limit_of(link.pid) if mps else None
 
     def own(self, link: KernelAgentLink) -> None:
         """Know the link's messages as our own."""
@@ -247,7 +254,7 @@ class Fleet:
             self.loop.event("agent_failed", kernel_id=kernel_id, reason=str(error))
             await self._keep(kernel_id)
         finally:
-            record.ready = True
+            self._is_ready(record, link)
             self.release(kernel_id, repeat_unanswered=False)
             self.loop.wake()
 
@@ -278,7 +285,7 @@ class Fleet:
             except GpuPredictError as error:
                 log.warning("Kernel %s was taken over but does not speak: %s", kernel_id, error)
                 break
-        record.ready = True
+        self._is_ready(record, link)
         self.loop.wake()
 
     def let_go(self, kernel_id: str) -> None:
@@ -350,8 +357,8 @@ class Fleet:
                 continue
             kept = buffer.get("session_key") == session_key and buffer.get("channels")
             stream = buffer["channels"]["shell"] if kept else link.wire.shell
-            for _, message in list(messages.values()):
-                send_for(link.wire.session, stream, message)
+            for sent in list(messages.values()):
+                send_for(link.wire.session, stream, sent.message)
             if not kept:
                 messages.clear()  # nobody will hear the answers
 
@@ -367,7 +374,7 @@ class Fleet:
             if c.kernel_id == kernel_id and c.channels and not c.gpu_closed
         ]
 
-    def unanswered(self, kernel_id: str, session_key: str) -> OrderedDict[str, tuple[str, Any]]:
+    def unanswered(self, kernel_id: str, session_key: str) -> OrderedDict[str, Sent]:
         """Return what a tab sent and has no answer to."""
         return self._unanswered.setdefault(kernel_id, {}).setdefault(session_key, OrderedDict())
 
@@ -386,12 +393,7 @@ class Fleet:
         record = self.loop.kernels.get(kernel_id)
         if record is None:
             return
-        unanswered = sum(
-            kind == "execute_request"
-            for messages in self._unanswered.get(kernel_id, {}).values()
-            for kind, _ in messages.values()
-        )
-        before = record.queued_runs
-        record.queued_runs = max(0, unanswered - 1)
-        if record.queued_runs > before:
+        queue = queue_of(self._unanswered.get(kernel_id, {}).values())
+        record.queued_cells = tuple(sent.cell for sent in queue if sent.cell is not None)
+        if record.unanswered(len(queue), self.loop.clock()):
             self.loop.wake()

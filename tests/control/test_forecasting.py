@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import psutil
@@ -16,8 +17,19 @@ import pytest
 
 from jupyter_gpu_predict.control.forecast_request import SPAN_S, prepare
 from jupyter_gpu_predict.control.forecasting import PACKAGE_PARENT, ForecastWorker
+from jupyter_gpu_predict.core.forecast.content import Situation
+from jupyter_gpu_predict.core.forecast.delay import Moment
+from jupyter_gpu_predict.core.forecast.demand import CellDemand
 from jupyter_gpu_predict.core.forecast.demand_model import demand_record
-from jupyter_gpu_predict.core.model import HORIZONS_S, CellRun, DemandSample, Forecast, Outcome
+from jupyter_gpu_predict.core.model import (
+    HORIZONS_S,
+    CellRun,
+    DemandSample,
+    Forecast,
+    Outcome,
+    Quantiles,
+)
+from jupyter_gpu_predict.core.trace.document import Trail
 from jupyter_gpu_predict.core.trace.series import demand_series
 from jupyter_gpu_predict.errors import BadInputError, ConflictError, GpuPredictError
 from jupyter_gpu_predict.training.demand import UseSeries, examples, train_classifier
@@ -118,7 +130,54 @@ def test_a_learned_model_is_taken_over_and_a_damaged_one_is_not(tmp_path: Path) 
         assert "boosted" not in names
         assert not any("demand 2" in note for note in notes)
 
-    with_worker(use, ForecastWorker(model_file=lambda: serving[0]))
+    demand = ForecastWorker(model_file=lambda kind: serving[0] if kind == "demand" else None)
+    with_worker(use, demand)
+
+
+def test_the_content_is_a_candidate_whose_model_can_be_replaced(tmp_path: Path) -> None:
+    """A version that is damaged, or trained on other features, leaves the one before it serving."""
+    weights = files("jupyter_gpu_predict.core.forecast") / "weights" / "content.json"
+    shipped = json.loads(weights.read_text())
+    file = tmp_path / "content" / "0002.json"
+    file.parent.mkdir()
+    serving: list[Path | None] = [None]
+    took = CellDemand(1.0, Quantiles(1e9, 2e9, 3e9), Quantiles(1, 2, 3), "cell")
+    here = Situation(Trail(2, (0,)), (CellDemand(0.02), took), Moment((1.0,), 1.0, 1))
+
+    async def use(worker: ForecastWorker) -> None:
+        async def say(situation: Situation = here) -> Forecast:
+            return await worker.refresh("k", [], [], [], "none", NOW, situation)
+
+        first = await say()
+        assert first.next_cells[0].position == 1
+        assert first.need_model == "content"
+        assert [n.model for n in first.needs] == ["prior", "content"]
+        assert first.horizons[-1].need_probability == first.needs[1].probabilities[-1] > 0.5
+        assert first.next_s is not None
+        assert first.burst_s == Quantiles(1, 2, 3)
+
+        slow = {name: -9.0 if "from" in name else w for name, w in shipped["delay"].items()}
+        for number, record, same in (
+            (2, {**shipped, "delay": slow}, False),
+            (3, {**shipped, "delay": {**slow, "mood": 1.0}}, True),
+            (4, {**shipped, "version": 99}, True),
+        ):
+            before = await say()
+            serving[0] = file.with_name(f"000{number}.json")
+            serving[0].write_text(json.dumps(record))
+            after = await say()
+            assert (after.needs[1] == before.needs[1]) == same
+            assert any("train anew" in note for note in after.notes) == same
+        serving[0] = None
+        assert (await say()).needs == first.needs
+
+        # What makes no sense costs the content only.
+        odd = await say(replace(here, demands=here.demands[:1]))
+        assert (odd.need_model, odd.next_cells) == ("prior", ())
+        assert any("demands for a document" in note for note in odd.notes)
+
+    content = ForecastWorker(model_file=lambda kind: serving[0] if kind == "content" else None)
+    with_worker(use, content)
 
 
 def small_model() -> dict[str, object]:

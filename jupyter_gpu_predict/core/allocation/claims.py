@@ -9,25 +9,15 @@ from ..model import Claim, GpuView, LeaseState, RiskLevel
 from ..plans import Queue, Refuse
 from ..sizes import format_bytes
 from .capacity import (
-    RISK_RANK,
-    best_fit,
     matches,
-    takes_new_leases,
     why_impossible,
 )
-from .ledger import Entry, Ledger, short
-from .preempt import claim_key, may_be_halted, switch_cost_s, waiter
-from .victims import (
-    Stage,
-    Step,
-    Wish,
-    carry_out,
-    cost_key,
-    halted_by,
-    obtainable_bytes,
-    room,
-    wait_s,
-)
+from .entry import Entry
+from .ledger import Ledger, short
+from .preempt import bursts, claim_key, switch_cost_s, waiter
+from .steps import Stage, Step, Wish
+from .victims import carry_out, cheapest, halted_by
+from .waits import obtainable_bytes, wait_s
 
 
 def in_order(ledger: Ledger, claims: Iterable[Claim]) -> list[Claim]:
@@ -37,6 +27,7 @@ def in_order(ledger: Ledger, claims: Iterable[Claim]) -> list[Claim]:
         entry = ledger.entry(claim.kernel_id)
         if entry.claim_order is None and claim.deadline_s > ledger.now_s:
             entry.claim_order = place
+            ledger.claimed.add(entry.gpu_uuid)
     return ordered
 
 
@@ -45,7 +36,7 @@ def grant_claims(ledger: Ledger, ordered: list[Claim]) -> None:
     waiting = list(enumerate(ordered))
     while True:
         ledger.gave_back = False
-        ledger.blocked.clear()
+        ledger.unblock()
         desk = _Desk(ledger)
         for place, claim in waiting:
             desk.serve(place, claim)
@@ -99,7 +90,7 @@ class _Desk:
                 or self._make_room(claim, wish, [gpu], Stage.IDLE, move=False)
             ):
                 return
-            if any(e.moving and e.held for e in self.ledger.on_gpu[gpu.uuid].values()):
+            if any(e.moving and e.held for e in self.ledger.on_gpu(gpu.uuid)):
                 return  # what comes free just now may be for it
         why = f"Refuse {short(claim.kernel_id)}: {format_bytes(wish.bytes)} cannot be had now"
         self.ledger.actions.append(Refuse(claim.claim_id, claim.kernel_id, why))
@@ -170,19 +161,18 @@ class _Desk:
 
     def _usable(self, claim: Claim, entry: Entry, need: int) -> tuple[list[GpuView], list[GpuView]]:
         """Return the GPUs the kernel can be bound on, and those it would have to move to."""
-        open_gpus = [
-            g
-            for g in self.ledger.gpus.values()
-            if takes_new_leases(g) and g.total_bytes >= need and matches(g, claim.affinity)
-        ]
         if entry.tied_to is None:
-            return open_gpus, []
+            return self.ledger.open_gpus.allowed(claim.affinity, need), []
         own = self.ledger.gpu_of(entry)
         if own is None or not self._may_move(entry):
             # Its state is there already, cordon or risk or not, and only the end of the waiting
             # cell lets it be moved away.
             return [] if own is None or own.lost else [own], []
-        others = [g for g in open_gpus if g.uuid != own.uuid and self.ledger.can_reach(entry, g)]
+        others = [
+            g
+            for g in self.ledger.open_gpus.allowed(claim.affinity, need)
+            if g is not own and self.ledger.can_reach(entry, g)
+        ]
         stays = (
             not own.lost
             and own.total_bytes >= need
@@ -215,41 +205,53 @@ class _Desk:
         return wish.bytes - own - self.ledger.free[gpu.uuid]
 
     def _take_free(self, claim: Claim, wish: Wish, gpus: list[GpuView], *, move: bool) -> bool:
-        fits = []
-        for gpu in gpus:
-            deficit = self._deficit(wish, gpu)
+        own = self.ledger.gpu_of(wish.entry)
+        if own is not None and not move and any(g is own for g in gpus):
+            deficit = self._deficit(wish, own)
             if deficit is not None and deficit <= 0:
-                fits.append(self.ledger.fit(gpu, -deficit, wish.entry))
-        fit = best_fit(fits, self.ledger.settings.max_duty)
-        if fit is None:
+                self._grant(claim, wish, own, [], move=False)
+                return True
+            if len(gpus) == 1:
+                return False
+        gpu = self._best(claim, wish, gpus)
+        if gpu is None:
             return False
-        self._grant(claim, wish, fit.gpu, [], move=move)
+        self._grant(claim, wish, gpu, [], move=move)
         return True
+
+    def _best(self, claim: Claim, wish: Wish, gpus: list[GpuView]) -> GpuView | None:
+        """Return the one to take of GPUs that the kernel is not on and that have enough free."""
+        if not gpus:
+            return None
+        ledger, entry = self.ledger, wish.entry
+        if claim.affinity is None and not entry.kernel.checkpointed:
+            return ledger.open_gpus.best(entry, wish.bytes)
+        allowed = {g.uuid for g in gpus}
+        return ledger.open_gpus.best(entry, wish.bytes, lambda g: g.uuid in allowed)
 
     def _make_room(
         self, claim: Claim, wish: Wish, gpus: list[GpuView], last: Stage, *, move: bool
     ) -> bool:
-        ways = self._ways(wish, gpus, last)
-        if not ways:
+        if last is Stage.WAITING:
+            # What the stages before can do has been tried.
+            gpus = [g for g in gpus if g.uuid in self.ledger.claimed]
+        way = self._cheapest(wish, gpus, last)
+        if way is None:
             return False
-        gpu, steps = min(
-            ways, key=lambda w: (cost_key(w[1])[0], RISK_RANK[w[0].risk], *cost_key(w[1])[1:])
-        )
-        self._grant(claim, wish, gpu, steps, move=move)
+        self._grant(claim, wish, *way, move=move)
         return True
 
-    def _ways(
-        self, wish: Wish, gpus: list[GpuView], last: Stage
-    ) -> list[tuple[GpuView, list[Step]]]:
-        ways: list[tuple[GpuView, list[Step]]] = []
-        for gpu in gpus:
-            deficit = self._deficit(wish, gpu)
-            if deficit is None:
-                continue
-            steps = room(self.ledger, gpu.uuid, deficit, wish, last=last)
-            if steps is not None:
-                ways.append((gpu, steps))
-        return ways
+    def _cheapest(
+        self, wish: Wish, gpus: list[GpuView], last: Stage, *, safest: bool = False
+    ) -> tuple[GpuView, list[Step]] | None:
+        ledger, size, entry = self.ledger, wish.bytes, wish.entry
+        held = {entry.gpu_uuid: entry.held}
+        missing = [
+            (g, size - held.get(g.uuid, 0) - ledger.free[g.uuid])
+            for g in gpus
+            if g.uuid not in ledger.blocked or size <= held.get(g.uuid, 0)
+        ]
+        return cheapest(self.ledger, wish, missing, last, safest=safest)
 
     def _preempt(
         self, claim: Claim, wish: Wish, here: list[GpuView], elsewhere: list[GpuView]
@@ -260,19 +262,14 @@ class _Desk:
         by = wish.waiter
         # What the driver holds goes anywhere for nothing.
         within_reach = [*here, *elsewhere] if wish.entry.kernel.checkpointed else here
-        long = [
-            g
-            for g in within_reach
-            if any(
-                may_be_halted(self.ledger, e, wish.priority, by)
-                for e in self.ledger.on_gpu[g.uuid].values()
-            )
-        ]
-        ways = self._ways(wish, long, Stage.RUNNING)
-        if not ways or self._ways(replace(wish, patient=True), [*here, *elsewhere], Stage.WAITING):
+        long = [g for g in within_reach if bursts(self.ledger, g.uuid, wish.priority, by)]
+        way = self._cheapest(wish, long, Stage.RUNNING, safest=True)
+        if way is None:
+            return False
+        if self._cheapest(replace(wish, patient=True), [*here, *elsewhere], Stage.WAITING):
             # Nobody is halted for what the end of a grace period brings.
             return False
-        gpu, steps = min(ways, key=lambda w: (RISK_RANK[w[0].risk], *cost_key(w[1])))
+        gpu, steps = way
         cost_s = switch_cost_s(halted_by(steps))
         # A burst that has just begun elsewhere says nothing of how soon it will be over.
         waits = [self._wait_s(wish, g, guess=True) for g in long]
@@ -281,7 +278,7 @@ class _Desk:
             return False
         gain = "" if gain_s is None else f", {gain_s:.0f} s of waiting to gain"
         note = f" ({cost_s:.1f} s to lose{gain})"
-        self._grant(claim, wish, gpu, steps, move=gpu not in here, note=note)
+        self._grant(claim, wish, gpu, steps, move=all(g is not gpu for g in here), note=note)
         return True
 
     def _wait_s(self, wish: Wish, gpu: GpuView, *, guess: bool = False) -> float | None:
@@ -367,7 +364,7 @@ class _Desk:
         return max(0, self.ledger.free[gpu.uuid]) + self._own_bytes(wish.entry, gpu)
 
     def _block(self, uuid: str, claim: Claim, size: int) -> None:
-        self.ledger.blocked.setdefault(uuid, claim)
+        self.ledger.block(uuid, claim)
         self.backlog[uuid] = self.backlog.get(uuid, 0) + max(0, size)
 
     def _queued(self, claim: Claim, expected_wait_s: float | None, reason: str) -> None:

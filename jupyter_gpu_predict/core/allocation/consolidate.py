@@ -6,9 +6,11 @@ import math
 
 from ..model import GpuView, LeaseState
 from ..sizes import format_bytes
-from .capacity import RISK_RANK, takes_new_leases
-from .ledger import Entry, Ledger, short
+from .capacity import RISK_RANK
+from .entry import Entry
+from .ledger import Ledger, short
 from .spread import may_go
+from .targets import Targets
 
 SETTLED_AFTER_S = 600.0
 """How long a kernel must have been idle, and where it is, before it goes elsewhere for power's
@@ -32,16 +34,28 @@ def consolidate(ledger: Ledger) -> None:
     """
     if not ledger.settings.consolidate or ledger.is_moving():
         return
-    moves = [
-        (entry.state_bytes, entry.kernel_id, ledger.free[target.uuid], target.index, entry, target)
+    leaving = [
+        entry
         for gpu in ledger.gpus.values()
         if (entry := _alone(ledger, gpu)) is not None and _may_go(ledger, entry)
-        for target in ledger.gpus.values()
-        if target is not gpu and _has_room(ledger, target, gpu, entry)
     ]
-    if not moves:
+    if not leaving:
         return
-    *_, entry, target = min(moves, key=lambda move: move[:4])
+    limit = DUTY_SHARE * ledger.settings.max_duty
+    in_use = [g for g in ledger.open_gpus.gpus if _in_use(ledger, g) and _duty(ledger, g) <= limit]
+    targets = Targets((g, _spare(ledger, g), _duty(ledger, g)) for g in in_use)
+    for entry in sorted(leaving, key=lambda e: (e.state_bytes, e.kernel_id)):
+        gpu = ledger.gpus[entry.gpu_uuid or ""]
+        if targets.has(gpu, max(entry.held, _wants(entry)), limit - (entry.kernel.duty or 0.0)):
+            target = min(
+                (g for g in in_use if g is not gpu and _has_room(ledger, g, gpu, entry)),
+                key=lambda g: (ledger.free[g.uuid], g.index),
+                default=None,
+            )
+            if target is not None:
+                break
+    else:
+        return
     source, name = entry.gpu_uuid, short(entry.kernel_id)
     likely = _need(entry)
     ledger.migrate(
@@ -56,8 +70,10 @@ def consolidate(ledger: Ledger) -> None:
 
 def _alone(ledger: Ledger, gpu: GpuView) -> Entry | None:
     """Return the only kernel of a GPU that nothing is on its way to."""
-    here = list(ledger.on_gpu[gpu.uuid].values())
-    return here[0] if len(here) == 1 and ledger.arriving[gpu.uuid] == 0 else None
+    uuid = gpu.uuid
+    if ledger.arriving[uuid] or len(ledger.leased[uuid]) != 1:
+        return None
+    return ledger.on_gpu(uuid)[0]
 
 
 def _may_go(ledger: Ledger, entry: Entry) -> bool:
@@ -79,23 +95,35 @@ def _need(entry: Entry) -> float:
     return 1.0 if forecast is None else forecast.need_probability(NEED_HORIZON_S)
 
 
-def _has_room(ledger: Ledger, target: GpuView, source: GpuView, entry: Entry) -> bool:
-    """Return whether a GPU in use has room for a kernel, with what all there are expected to want.
+def _in_use(ledger: Ledger, gpu: GpuView) -> bool:
+    """Return whether a kernel is bound to a GPU for whose memory no claim waits."""
+    return gpu.uuid not in ledger.blocked and any(
+        e.state is LeaseState.BOUND for e in ledger.on_gpu(gpu.uuid)
+    )
 
-    Compared are the forecasts' high quantiles.
+
+def _duty(ledger: Ledger, gpu: GpuView) -> float:
+    """Return the duties on a GPU; who is suspended there comes back, with its duty."""
+    return sum(e.kernel.duty or 0.0 for e in ledger.on_gpu(gpu.uuid))
+
+
+def _spare(ledger: Ledger, gpu: GpuView) -> int:
+    """Return what stays free on a GPU when all there have what they are expected to want.
+
+    That is the forecasts' high quantiles.
     """
-    there = any(e.state is LeaseState.BOUND for e in ledger.on_gpu[target.uuid].values())
-    # Who is suspended there comes back, with its duty and its memory.
-    all_there = ledger.on_gpu[target.uuid].values()
-    duty = sum(e.kernel.duty or 0.0 for e in (entry, *all_there))
-    if not there or duty > DUTY_SHARE * ledger.settings.max_duty:
-        return False
-    if not takes_new_leases(target) or RISK_RANK[target.risk] > RISK_RANK[source.risk]:
-        return False
-    if target.uuid in ledger.blocked or not ledger.can_reach(entry, target):
-        return False
-    growth = sum(max(0, _wants(e) - e.held) for e in all_there)
-    return ledger.free[target.uuid] - growth >= max(entry.held, _wants(entry))
+    growth = sum(max(0, _wants(e) - e.held) for e in ledger.on_gpu(gpu.uuid))
+    return ledger.free[gpu.uuid] - growth
+
+
+def _has_room(ledger: Ledger, target: GpuView, source: GpuView, entry: Entry) -> bool:
+    duty = sum(e.kernel.duty or 0.0 for e in (entry, *ledger.on_gpu(target.uuid)))
+    return (
+        duty <= DUTY_SHARE * ledger.settings.max_duty
+        and RISK_RANK[target.risk] <= RISK_RANK[source.risk]
+        and ledger.can_reach(entry, target)
+        and _spare(ledger, target) >= max(entry.held, _wants(entry))
+    )
 
 
 def _wants(entry: Entry) -> int:

@@ -12,16 +12,17 @@ def save_idle(ledger: Ledger) -> None:
     if not settings.autosave or settings.autosave_idle_s == 0:
         return
     planned = {getattr(a, "kernel_id", None) for a in ledger.actions}
-    for entry in ledger.entries.values():
-        kernel = entry.kernel
+    for kernel in ledger.kernels:
         if kernel.changed_s is None or not (kernel.has_agent and kernel.savable):
             continue
+        idle_s = ledger.now_s - kernel.changed_s
+        if idle_s < settings.autosave_idle_s:
+            continue
+        entry = ledger.entry_of(kernel)
         if not entry.idle or entry.moving or kernel.queued_runs or entry.kernel_id in planned:
             continue
         if entry.frozen:
             continue
-        idle_s = ledger.now_s - kernel.changed_s
-        if idle_s >= settings.autosave_idle_s:
-            name = short(entry.kernel_id)
-            why = f"Save the state of {name}: it has changed and lain idle for {idle_s:.0f} s"
-            ledger.actions.append(TakeSnapshot(entry.kernel_id, why, "idle"))
+        name = short(entry.kernel_id)
+        why = f"Save the state of {name}: it has changed and lain idle for {idle_s:.0f} s"
+        ledger.actions.append(TakeSnapshot(entry.kernel_id, why, "idle"))

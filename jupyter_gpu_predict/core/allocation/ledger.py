@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Hashable, Iterable
+from functools import cached_property
+from typing import Any
 
 from ..model import Claim, ClusterView, GpuView, KernelView, LeaseState, Rung
 from ..plans import Action, Bind, Migrate, Prebind, Queue, Reclaim, Release, Resize
-from .capacity import Fit, free_bytes, held_bytes, state_bytes
-
-_IN_USE = (LeaseState.BOUND, LeaseState.RESERVED)
+from .entry import IN_USE, Entry
+from .open_gpus import OpenGpus
 
 _LITTLE = 0.05
 """Share of a GPU's memory up to which what is not ours says nothing: the driver's own, a display"""
@@ -26,112 +28,123 @@ _IDLE_HAZARD = (
 _IDLE_HAZARD_LATE = 0.001
 
 
-class Entry:
-    """A kernel in the working picture; the view it came from stays as it was."""
-
-    __slots__ = (
-        "claim_order",
-        "gpu_uuid",
-        "held",
-        "idle_since_s",
-        "kernel",
-        "moving",
-        "settled",
-        "state",
-        "suspended",
-        "target_bytes",
-        "target_uuid",
-        "used",
-    )
-
-    def __init__(self, kernel: KernelView) -> None:
-        lease = kernel.lease
-        if lease is not None and lease.state is LeaseState.RELEASED:
-            lease = None
-        self.kernel = kernel
-        self.gpu_uuid = None if lease is None else lease.gpu_uuid
-        self.state = None if lease is None else lease.state
-        self.held = held_bytes(kernel)
-        self.suspended = kernel.suspended_bytes
-        self.used = state_bytes(kernel) - kernel.suspended_bytes
-        self.moving = kernel.migrating or self.state is LeaseState.MIGRATING
-        self.target_uuid = kernel.target_gpu_uuid
-        self.target_bytes = kernel.target_bytes
-        # What was bound ahead of use counts as fresh from then on, or it would be taken back at
-        # once and brought back again.
-        fresh = lease is not None and lease.state in _IN_USE
-        self.idle_since_s = max(kernel.last_used_s, lease.since_s if lease and fresh else 0.0)
-        self.settled = False
-        """The plan has decided about this kernel: nothing more is taken from it."""
-        self.claim_order: int | None = None
-        """Place of the kernel's first claim in the order of claims."""
-
-    @property
-    def kernel_id(self) -> str:
-        """The kernel's id."""
-        return self.kernel.kernel_id
-
-    @property
-    def state_bytes(self) -> int:
-        """Device state of the kernel, on the GPU and taken back together."""
-        return self.used + self.suspended
-
-    @property
-    def running(self) -> bool:
-        """Whether a cell runs (a cell that waits for its claim has not started)."""
-        return self.kernel.busy and not self.kernel.waiting
-
-    @property
-    def idle(self) -> bool:
-        """Whether no cell runs or waits and no claim is open."""
-        return not (self.kernel.busy or self.kernel.waiting or self.claim_order is not None)
-
-    @property
-    def tied_to(self) -> str | None:
-        """The GPU that the kernel's state ties it to, ``None`` for a kernel without device state.
-
-        Until a process has used the device it can be bound anywhere. What is with the driver goes
-        back to where it came from, however little it is.
-        """
-        return self.gpu_uuid if self.state_bytes > 0 or self.frozen else None
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the driver holds the kernel's state: its process cannot be asked for anything."""
-        return self.kernel.checkpointed or self.kernel.preempted_s is not None
-
-
 class Ledger:
     """GPUs and kernels as they will be once the actions planned so far are carried out."""
 
     def __init__(self, view: ClusterView) -> None:
         self.now_s = view.now_s
         self.settings = view.settings
+        self.kernels = view.kernels
         self.gpus: dict[str, GpuView] = {g.uuid: g for g in view.gpus}
-        self.free = free_bytes(view)
-        self.entries = {k.kernel_id: Entry(k) for k in view.kernels}
-        self.on_gpu: dict[str, dict[str, Entry]] = {u: {} for u in self.gpus}
+        self.free = {g.uuid: 0 if g.lost else g.total_bytes - g.foreign_bytes for g in view.gpus}
+        """Free bytes, negative where more is held than there is; a lost GPU has nothing free."""
         self.arriving: dict[str, int] = dict.fromkeys(self.gpus, 0)
+        self.leased: dict[str, dict[str, KernelView]] = {u: {} for u in self.gpus}
+        """Kernels with a lease on each GPU, also on one that is gone, by id."""
+        self._in_use: dict[str, list[KernelView]] = {u: [] for u in self.gpus}
+        self._booked_on: set[str] = set()
+        self.grown: set[str] = set()
+        """GPUs with a kernel that uses more than its lease."""
+        self.reserved: list[KernelView] = []
+        self.away: list[KernelView] = []
+        """Kernels that hold nothing: without a lease, or suspended."""
+        self.moves = 0
+        """Moves that are under way or planned."""
         self.actions: list[Action] = []
         self.blocked: dict[str, Claim] = {}
         """GPUs whose memory a waiting claim has a first right to."""
+        self.claimed: set[str | None] = set()
+        """GPUs of kernels with an open claim."""
         self.gave_back = False
         """A grant has set less aside than its kernel held before, or elsewhere."""
-        for entry in self.entries.values():
-            if entry.gpu_uuid in self.on_gpu:
-                self.on_gpu[entry.gpu_uuid][entry.kernel_id] = entry
-            kernel = entry.kernel
-            if kernel.migrating and kernel.target_gpu_uuid in self.arriving:
-                self.arriving[kernel.target_gpu_uuid] += kernel.target_bytes
-        for gpu in self.gpus.values():
+        self.memo: dict[str, dict[Hashable, Any]] = {u: {} for u in self.gpus}
+        """What has been worked out about each GPU; forgotten as soon as anything changes there."""
+        self.changed: set[str] = set(self.gpus)
+        """GPUs booked on since `OpenGpus` looked last."""
+        self._entries: dict[str, Entry] = {}
+        self._take_in(view.kernels)
+        for gpu in view.gpus:
             if gpu.whole:
                 self._fill(gpu.uuid)
 
+    def _take_in(self, kernels: Iterable[KernelView]) -> None:
+        free, leased, in_use, away = self.free, self.leased, self._in_use, self.away
+        suspended, bound, reserved = LeaseState.SUSPENDED, LeaseState.BOUND, LeaseState.RESERVED
+        for kernel in kernels:
+            if kernel.target_gpu_uuid is not None:
+                self._expect(kernel, kernel.target_gpu_uuid)
+            lease = kernel.lease
+            if lease is None or lease.state is LeaseState.RELEASED:
+                away.append(kernel)
+                continue
+            uuid, state, size = lease.gpu_uuid, lease.state, lease.bytes
+            if state is suspended:
+                away.append(kernel)
+                size = lease.resident_bytes
+            else:
+                if state is reserved:
+                    self.reserved.append(kernel)
+                if kernel.used_bytes > size:
+                    size = kernel.used_bytes
+                    if state is bound:
+                        self.grown.add(uuid)
+            if uuid in free:
+                leased[uuid][kernel.kernel_id] = kernel
+                free[uuid] -= size
+                if state is bound or state is reserved:
+                    in_use[uuid].append(kernel)
+            else:
+                leased.setdefault(uuid, {})[kernel.kernel_id] = kernel
+
+    def _expect(self, kernel: KernelView, target: str) -> None:
+        self.moves += 1
+        if kernel.migrating and target in self.free:
+            self.free[target] -= kernel.target_bytes
+            self.arriving[target] += kernel.target_bytes
+
+    @cached_property
+    def _views(self) -> dict[str, KernelView]:
+        return {k.kernel_id: k for k in self.kernels}
+
+    @cached_property
+    def open_gpus(self) -> OpenGpus:
+        """The GPUs that take new leases, by what is free."""
+        return OpenGpus(self)
+
+    def known(self, kernel_id: str) -> Entry | None:
+        """Return a kernel's entry if it has been looked at; else it is as the view has it."""
+        return self._entries.get(kernel_id)
+
     def entry(self, kernel_id: str) -> Entry:
         """Return a kernel's entry; one that is still to be launched gets an empty one."""
-        if kernel_id not in self.entries:
-            self.entries[kernel_id] = Entry(KernelView(kernel_id, None))
-        return self.entries[kernel_id]
+        known = self._entries.get(kernel_id)
+        return known or self.entry_of(self._views.get(kernel_id) or KernelView(kernel_id, None))
+
+    def entry_of(self, kernel: KernelView) -> Entry:
+        """Return the entry of a kernel of the view."""
+        entry = self._entries.get(kernel.kernel_id)
+        if entry is None:
+            entry = self._entries[kernel.kernel_id] = Entry(kernel)
+        return entry
+
+    def on_gpu(self, uuid: str) -> list[Entry]:
+        """Return the entries of the kernels with a lease on a GPU."""
+        memo = self.memo[uuid]
+        found: list[Entry] | None = memo.get("entries")
+        if found is None:
+            known = self._entries
+            found = memo["entries"] = [
+                known.get(i) or self.entry_of(k) for i, k in self.leased[uuid].items()
+            ]
+        return found
+
+    def in_order(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return entries in the order of the view, those of kernels to be launched last."""
+        found = {e.kernel_id: e for e in entries}
+        if not found:
+            return []
+        ordered = [found.pop(k.kernel_id) for k in self.kernels if k.kernel_id in found]
+        return ordered + [e for i, e in self._entries.items() if i in found]
 
     def gpu_of(self, entry: Entry) -> GpuView | None:
         """Return the GPU of an entry's lease; one that is no longer in the view counts as lost."""
@@ -163,29 +176,45 @@ class Ledger:
         """Return the known duties on a GPU with the claimant's, ``None`` if that is unknown."""
         if claimant.kernel.duty is None:
             return None
+        if claimant.gpu_uuid != uuid or claimant.state not in IN_USE:
+            return claimant.kernel.duty + self.duty(uuid)
         others = (
             e.kernel.duty or 0.0
-            for e in self.on_gpu[uuid].values()
-            if e is not claimant and e.state in _IN_USE
+            for e in self.on_gpu(uuid)
+            if e is not claimant and e.state in IN_USE
         )
         return claimant.kernel.duty + sum(others)
 
-    def fit(self, gpu: GpuView, free_after_bytes: int, entry: Entry) -> Fit:
-        """Return how a GPU with enough free memory suits a kernel."""
-        duty = self.duty_sum(gpu.uuid, entry)
-        wakes = self.settings.consolidate and self.is_empty(gpu)
-        return Fit(gpu, free_after_bytes, duty, gpu.uuid == entry.gpu_uuid, wakes)
+    def duty(self, uuid: str, min_age_s: float = -math.inf) -> float:
+        """Return the sum of the known duties of kernels that use a GPU and are so old."""
+        memo, key = self.memo[uuid], ("duty", min_age_s)
+        duty: float | None = memo.get(key)
+        if duty is None:
+            duty = memo[key] = sum(
+                k.duty for k in self.users(uuid) if k.duty and k.age_s >= min_age_s
+            )
+        return duty
+
+    def users(self, uuid: str) -> list[KernelView]:
+        """Return the kernels whose leases on a GPU are in use."""
+        if uuid not in self._booked_on:
+            return self._in_use[uuid]
+        known, found = self._entries, []
+        for kernel_id, kernel in self.leased[uuid].items():
+            entry, lease = known.get(kernel_id), kernel.lease
+            state = entry.state if entry is not None else lease and lease.state
+            if state in IN_USE:
+                found.append(kernel)
+        return found
 
     def is_empty(self, gpu: GpuView) -> bool:
-        """Return whether nobody holds memory of a GPU, or is about to."""
-        ours = self.arriving[gpu.uuid] + sum(e.held for e in self.on_gpu[gpu.uuid].values())
-        return ours == 0 and gpu.foreign_bytes <= _LITTLE * gpu.total_bytes
+        """Return whether nobody holds memory of a GPU that answers, or is about to."""
+        all_free = self.free[gpu.uuid] == gpu.total_bytes - gpu.foreign_bytes
+        return all_free and gpu.foreign_bytes <= _LITTLE * gpu.total_bytes
 
     def is_moving(self) -> bool:
         """Return whether a kernel is on its way to another GPU, or is planned to go, or waits."""
-        return any(e.kernel.target_gpu_uuid is not None for e in self.entries.values()) or any(
-            isinstance(a, Migrate | Queue) for a in self.actions
-        )
+        return self.moves > 0 or any(isinstance(a, Queue) for a in self.actions)
 
     def can_reach(self, entry: Entry, gpu: GpuView) -> bool:
         """Return whether a kernel's state can be moved to a GPU at all.
@@ -195,15 +224,28 @@ class Ledger:
         own = self.gpu_of(entry)
         return not entry.kernel.checkpointed or (own is not None and own.name == gpu.name)
 
+    def block(self, uuid: str, claim: Claim) -> None:
+        """Give a claim that waits the first right to a GPU's memory, unless another has it."""
+        if uuid not in self.blocked:
+            self.blocked[uuid] = claim
+            self.changed.add(uuid)
+
+    def unblock(self) -> None:
+        """Take all such rights back."""
+        self.changed.update(self.blocked)
+        self.blocked.clear()
+
     # ------------------------------------------------------------------ booking
+
+    def _change(self, uuid: str | None) -> None:
+        if uuid in self.gpus:
+            self.memo[uuid].clear()
+            self._booked_on.add(uuid)
+            self.changed.add(uuid)
 
     def _fill(self, uuid: str) -> None:
         """Book all that is left of a GPU that is not shared for the kernel that is using it."""
-        users = [
-            e
-            for e in self.on_gpu[uuid].values()
-            if e.held > 0 and e.state is not LeaseState.SUSPENDED
-        ]
+        users = [e for e in self.on_gpu(uuid) if e.held > 0 and e.state is not LeaseState.SUSPENDED]
         if users or self.arriving[uuid]:
             spare, self.free[uuid] = max(0, self.free[uuid]), min(0, self.free[uuid])
             if users:
@@ -221,7 +263,7 @@ class Ledger:
         if entry.held > (size if entry.gpu_uuid == gpu.uuid else 0):
             self.gave_back = True
         self._place(entry, gpu.uuid, size, LeaseState.BOUND)
-        entry.used, entry.suspended = entry.state_bytes, 0
+        entry.suspended = 0
         entry.settled = True
         self.actions.append(Bind(entry.kernel_id, gpu.uuid, size, claim_id, reason))
 
@@ -229,7 +271,7 @@ class Ledger:
         """Plan to bring state back, or to set memory aside, ahead of use."""
         size = self._share(gpu.uuid, entry.held if entry.gpu_uuid == gpu.uuid else 0, size)
         self._place(entry, gpu.uuid, size, LeaseState.RESERVED)
-        entry.used, entry.suspended = entry.state_bytes, 0
+        entry.suspended = 0
         entry.settled = True
         self.actions.append(Prebind(entry.kernel_id, gpu.uuid, size, reason))
 
@@ -242,7 +284,7 @@ class Ledger:
         """
         self._set_held(entry, 0)
         entry.state = LeaseState.SUSPENDED
-        entry.used, entry.suspended = 0, entry.state_bytes
+        entry.suspended = entry.state_bytes
         entry.settled = True
         rung, how = entry.kernel.suspend_by or Rung.IN_PLACE, entry.kernel.suspend_why
         if mid_cell:
@@ -259,8 +301,7 @@ class Ledger:
     def release(self, entry: Entry, reason: str) -> None:
         """Plan the end of a lease that holds no state."""
         self._set_held(entry, 0)
-        if entry.gpu_uuid in self.on_gpu:
-            del self.on_gpu[entry.gpu_uuid][entry.kernel_id]
+        self._take_off(entry)
         entry.gpu_uuid, entry.state, entry.settled = None, None, True
         self.actions.append(Release(entry.kernel_id, reason))
 
@@ -269,7 +310,10 @@ class Ledger:
         size = self._share(gpu.uuid, 0, size)
         self.free[gpu.uuid] -= size
         self.arriving[gpu.uuid] += size
+        self.moves += 1
         entry.moving = entry.settled = True
+        self._change(entry.gpu_uuid)
+        self._change(gpu.uuid)
         entry.target_uuid, entry.target_bytes = gpu.uuid, size
         rung = Rung.DRIVER_CHECKPOINT if entry.kernel.checkpointed else Rung.RELAUNCH
         self.actions.append(Migrate(entry.kernel_id, gpu.uuid, rung, reason, size))
@@ -278,13 +322,17 @@ class Ledger:
         if entry.gpu_uuid in self.free:
             self.free[entry.gpu_uuid] += entry.held - size
         entry.held = size
+        self._change(entry.gpu_uuid)
+
+    def _take_off(self, entry: Entry) -> None:
+        if entry.gpu_uuid is not None:
+            del self.leased[entry.gpu_uuid][entry.kernel_id]
 
     def _place(self, entry: Entry, uuid: str, size: int, state: LeaseState) -> None:
         self._set_held(entry, 0)
-        if entry.gpu_uuid in self.on_gpu:
-            self.on_gpu[entry.gpu_uuid].pop(entry.kernel_id, None)
+        self._take_off(entry)
         entry.gpu_uuid, entry.state = uuid, state
-        self.on_gpu[uuid][entry.kernel_id] = entry
+        self.leased[uuid][entry.kernel_id] = entry.kernel
         self._set_held(entry, size)
 
 

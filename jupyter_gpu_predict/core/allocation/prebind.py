@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 
-from ..model import GpuView, LeaseState
+from ..model import GpuView, KernelView, LeaseState
 from ..sizes import format_bytes
-from .capacity import best_fit, takes_new_leases
-from .ledger import Entry, Ledger, short
-from .victims import Stage, Wish, carry_out, room
+from .capacity import takes_new_leases
+from .entry import Entry
+from .ledger import Ledger, short
+from .steps import Stage, Wish
+from .victims import carry_out, room
 
 
 def prebind(ledger: Ledger) -> None:
     """Plan pre-binds on GPUs on which no claim waits, the most worthwhile first."""
     if not ledger.settings.prebind:
         return
-    wanted = [(p, e) for e in ledger.entries.values() if (p := _probability(ledger, e)) > 0.0]
+    wanted = [
+        (probability, entry)
+        for kernel in ledger.away
+        if (probability := _probability(ledger, kernel)) > 0.0
+        and not (entry := ledger.entry_of(kernel)).settled
+        and entry.claim_order is None
+    ]
     wanted.sort(key=lambda w: (-w[0] * w[1].kernel.restore_cost_s, -w[0], w[1].kernel_id))
     for probability, entry in wanted:
         if entry.state is LeaseState.SUSPENDED:
@@ -24,33 +32,30 @@ def prebind(ledger: Ledger) -> None:
             _set_aside(ledger, entry, probability)
 
 
-def _probability(ledger: Ledger, entry: Entry) -> float:
+def _probability(ledger: Ledger, kernel: KernelView) -> float:
     """Return P(needed soon) of a kernel that may be pre-bound, 0 for the others."""
-    kernel, lease = entry.kernel, entry.kernel.lease
-    if entry.moving or entry.settled or entry.claim_order is not None or kernel.waiting:
+    if kernel.waiting or kernel.migrating:
         return 0.0
+    forecast, lease, settings = kernel.forecast, kernel.lease, ledger.settings
     # Without the agent nobody makes use of a reservation, but the driver brings back what it holds.
     if not (kernel.has_agent or kernel.checkpointed):
-        return 0.0
-    if entry.state not in (None, LeaseState.SUSPENDED):
         return 0.0
     if ledger.now_s < kernel.no_resume_before_s:
         return 0.0  # it has just failed to come back
     # What has just been taken back, or has just run out, is not fetched at once again.
-    if lease is not None and ledger.now_s - lease.since_s < ledger.settings.grace_period_s:
+    if lease is not None and ledger.now_s - lease.since_s < settings.grace_period_s:
         return 0.0
-    if entry.state is LeaseState.SUSPENDED:
-        likely = not kernel.busy and entry.suspended > 0
-    else:
-        likely = kernel.forecast is not None
-    if not likely:
+    if lease is not None and lease.state is LeaseState.SUSPENDED:
+        if kernel.busy or kernel.suspended_bytes == 0:
+            return 0.0
+    elif forecast is None:
         return 0.0
     if kernel.queued_runs > 0:
         return 1.0
-    if kernel.forecast is None:
+    if forecast is None:
         return 0.0
-    probability = kernel.forecast.need_probability(ledger.settings.prebind_horizon_s)
-    return probability if probability >= ledger.settings.prebind_threshold else 0.0
+    probability = forecast.need_probability(settings.prebind_horizon_s)
+    return probability if probability >= settings.prebind_threshold else 0.0
 
 
 def _high_bytes(ledger: Ledger, entry: Entry) -> int:
@@ -111,18 +116,13 @@ def _set_aside(ledger: Ledger, entry: Entry, probability: float) -> None:
     size = _high_bytes(ledger, entry)
     if size == 0:
         return
-    fits = [
-        ledger.fit(g, ledger.free[g.uuid] - size, entry)
-        for g in ledger.gpus.values()
-        if _open(ledger, g) and ledger.free[g.uuid] >= size
-    ]
-    fit = best_fit(fits, ledger.settings.max_duty)
-    if fit is not None:
+    gpu = ledger.open_gpus.best(entry, size)
+    if gpu is not None:
         ledger.prebind(
             entry,
-            fit.gpu,
+            gpu,
             size,
-            f"Set {format_bytes(size)} aside on {fit.gpu.uuid} for {short(entry.kernel_id)} "
+            f"Set {format_bytes(size)} aside on {gpu.uuid} for {short(entry.kernel_id)} "
             f"({_why(ledger, entry, probability)})",
         )
 

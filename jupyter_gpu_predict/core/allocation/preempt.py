@@ -20,7 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..model import Claim, KernelView, LeaseState, PolicySettings
-from .ledger import Entry, Ledger, short
+from .entry import Entry
+from .ledger import Ledger, short
 
 _HAS_A_CELL = ("cell", "preempted")
 
@@ -71,22 +72,34 @@ def waiter(ledger: Ledger, claim: Claim) -> Waiter | None:
     return Waiter(service_s(kernel, settings), is_aged(claim, ledger.now_s, settings))
 
 
-def may_be_halted(ledger: Ledger, entry: Entry, priority: int, by: Waiter) -> bool:
-    """Return whether a running burst may be suspended in its middle for a claim."""
+def bursts(ledger: Ledger, uuid: str, priority: int, by: Waiter) -> list[Entry]:
+    """Return the running bursts that may be suspended in their middle for a claim.
+
+    Those that have had most of the GPU come first.
+    """
+    memo = ledger.memo[uuid]
+    found: list[Entry] | None = memo.get("bursts")
+    if found is None:
+        found = [e for e in ledger.on_gpu(uuid) if _can_be_halted(ledger, e)]
+        found.sort(key=lambda e: (-e.kernel.attained_s, e.kernel_id))
+        memo["bursts"] = found
+    least_s = 0.0 if by.aged else max(1.0, ledger.settings.preempt_factor) * by.attained_s
+    return [e for e in found if e.kernel.priority <= priority and e.kernel.attained_s >= least_s]
+
+
+def _can_be_halted(ledger: Ledger, entry: Entry) -> bool:
     kernel, lease, settings = entry.kernel, entry.kernel.lease, ledger.settings
     if not entry.running or entry.state is not LeaseState.BOUND or lease is None or entry.held == 0:
         return False
     if kernel.why_not_preempt is not None or kernel.pinned or kernel.preempted_s is not None:
         return False
-    if kernel.priority > priority or entry.settled or entry.moving:
+    if entry.settled or entry.moving:
         return False
     # A burst that has just got its GPU, be it between two of its cells, has had a switch too.
     since_s = max(kernel.switched_s, lease.since_s)
     if ledger.now_s - since_s < settings.preempt_min_s:
         return False
-    if kernel.attained_s < settings.preempt_min_s:
-        return False
-    return by.aged or kernel.attained_s >= max(1.0, settings.preempt_factor) * by.attained_s
+    return kernel.attained_s >= settings.preempt_min_s
 
 
 def remaining_s(ledger: Ledger, entry: Entry) -> float:

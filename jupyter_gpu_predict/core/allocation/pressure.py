@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from ..model import GpuView, KernelView, LeaseState
 from ..sizes import format_bytes
-from .ledger import Entry, Ledger, names, short
-from .victims import Wish, carry_out, room
+from .entry import Entry
+from .ledger import Ledger, names, short
+from .steps import Wish
+from .victims import carry_out, room
 
 
 def expire_reservations(ledger: Ledger) -> None:
     """Plan the end of each reservation past its grace period that no claim is about to use."""
-    for entry in list(ledger.entries.values()):
-        lease = entry.kernel.lease
-        if entry.state is not LeaseState.RESERVED or lease is None or lease.expires_s is None:
+    for kernel in ledger.reserved:
+        lease = kernel.lease
+        if lease is None or lease.expires_s is None or lease.expires_s > ledger.now_s:
             continue
-        if lease.expires_s > ledger.now_s or entry.claim_order is not None or entry.moving:
+        entry = ledger.entry_of(kernel)
+        if entry.claim_order is not None or entry.moving:
             continue
         name, size = short(entry.kernel_id), format_bytes(entry.held)
         late_s = ledger.now_s - lease.expires_s
@@ -35,16 +38,16 @@ def expire_reservations(ledger: Ledger) -> None:
 def relieve_overcommit(ledger: Ledger) -> None:
     """Plan to bring each GPU back to what it has, and leases up to what their kernels use."""
     for gpu in ledger.gpus.values():
-        if not gpu.lost:
+        if not gpu.lost and (ledger.free[gpu.uuid] < 0 or gpu.uuid in ledger.grown):
             _relieve(ledger, gpu)
 
 
 def _relieve(ledger: Ledger, gpu: GpuView) -> None:
-    grown = [e for e in ledger.on_gpu[gpu.uuid].values() if _outgrew(e)]
+    grown = [e for e in ledger.on_gpu(gpu.uuid) if _outgrew(e)]
     over = -ledger.free[gpu.uuid]
     if over > 0:
         # What is over must go, whoever holds it: priorities order claims, not physics.
-        priority = max((e.kernel.priority for e in ledger.on_gpu[gpu.uuid].values()), default=0)
+        priority = max((e.kernel.priority for e in ledger.on_gpu(gpu.uuid)), default=0)
         wish = Wish(Entry(KernelView("", None)), over, priority)
         steps = room(ledger, gpu.uuid, over, wish, partial=True) or []
         cause = f"{names(grown)} grew" if grown else "others use it"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..model import GpuView, LeaseState
 from ..sizes import format_bytes
-from .capacity import RISK_RANK, takes_new_leases
-from .ledger import Entry, Ledger, short
+from .capacity import RISK_RANK, state_bytes
+from .entry import Entry
+from .ledger import Ledger, short
+from .targets import Targets
 
 BELIEVED_AFTER_S = 300.0
 """How old a kernel must be before its duty counts as known: a move costs seconds, and the duty of a
 session that has just begun says little about the rest of it."""
-
-_IN_USE = (LeaseState.BOUND, LeaseState.RESERVED)
 
 
 def spread_out(ledger: Ledger) -> None:
@@ -22,26 +22,27 @@ def spread_out(ledger: Ledger) -> None:
     """
     if ledger.is_moving():
         return
-    moves = [
-        (
-            entry.state_bytes,
-            entry.kernel_id,
-            ledger.settings.consolidate and ledger.is_empty(target),
-            target.index,
-            entry,
-            target,
-        )
-        for gpu in ledger.gpus.values()
-        if _duty(ledger, gpu) > ledger.settings.max_duty
-        for entry in ledger.on_gpu[gpu.uuid].values()
-        if entry.kernel.duty and may_go(ledger, entry)
-        for target in ledger.gpus.values()
-        if target is not gpu and _has_room(ledger, target, gpu, entry)
-    ]
-    if not moves:
+    max_duty = ledger.settings.max_duty
+    crowded = [g for g in ledger.gpus.values() if _duty(ledger, g) > max_duty]
+    if not crowded:
         return
-    *_, entry, target = min(moves, key=lambda move: move[:4])
-    source = ledger.gpus[entry.gpu_uuid or ""]
+    targets = Targets((g, ledger.free[g.uuid], ledger.duty(g.uuid)) for g in ledger.open_gpus.gpus)
+    most = max_duty - targets.least_duty
+    leaving = [
+        (state_bytes(kernel), kernel.kernel_id, source)
+        for source in crowded
+        for kernel in ledger.users(source.uuid)
+        if kernel.duty and kernel.duty <= most and kernel.movable and not kernel.busy
+    ]
+    for _, kernel_id, source in sorted(leaving, key=lambda k: k[:2]):
+        entry = ledger.entry(kernel_id)
+        spare = max_duty - (entry.kernel.duty or 0.0)
+        if targets.has(source, entry.held, spare) and may_go(ledger, entry):
+            target = _target(ledger, entry, source)
+            if target is not None:
+                break
+    else:
+        return
     ledger.migrate(
         entry,
         target,
@@ -53,11 +54,7 @@ def spread_out(ledger: Ledger) -> None:
 
 
 def _duty(ledger: Ledger, gpu: GpuView) -> float:
-    return sum(
-        e.kernel.duty or 0.0
-        for e in ledger.on_gpu[gpu.uuid].values()
-        if e.state in _IN_USE and e.kernel.age_s >= BELIEVED_AFTER_S
-    )
+    return ledger.duty(gpu.uuid, BELIEVED_AFTER_S)
 
 
 def may_go(ledger: Ledger, entry: Entry) -> bool:
@@ -75,11 +72,23 @@ def may_go(ledger: Ledger, entry: Entry) -> bool:
     )
 
 
+def _target(ledger: Ledger, entry: Entry, source: GpuView) -> GpuView | None:
+    """Return the GPU to go to, one that is in use already before one kept empty."""
+    return min(
+        (
+            g
+            for g in ledger.open_gpus.gpus
+            if g is not source and _has_room(ledger, g, source, entry)
+        ),
+        key=lambda g: (ledger.settings.consolidate and ledger.is_empty(g), g.index),
+        default=None,
+    )
+
+
 def _has_room(ledger: Ledger, target: GpuView, source: GpuView, entry: Entry) -> bool:
     duty = ledger.duty_sum(target.uuid, entry)
     return (
-        takes_new_leases(target)
-        and RISK_RANK[target.risk] <= RISK_RANK[source.risk]
+        RISK_RANK[target.risk] <= RISK_RANK[source.risk]
         and ledger.free[target.uuid] >= entry.held
         and duty is not None
         and duty <= ledger.settings.max_duty

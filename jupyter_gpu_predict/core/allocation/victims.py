@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import IntEnum
+import math
+from bisect import bisect_left
+from collections.abc import Iterable
+from heapq import heapify, heappop
+from itertools import accumulate
 
-from ..model import LeaseState
+from ..model import GpuView, LeaseState
 from ..sizes import format_bytes
-from .ledger import Entry, Ledger, short
-from .preempt import Waiter, may_be_halted, remaining_s, why_halted
+from .capacity import RISK_RANK
+from .entry import Entry
+from .ledger import Ledger, short
+from .preempt import Waiter, bursts, why_halted
+from .steps import Stage, Step, Wish, slack_bytes, steps_of
 
+Cost = tuple[int, int, float, float]
+"""How disruptive steps are, see `cost_key`."""
 
-class Stage(IntEnum):
-    """Ways to free memory, the least disruptive first."""
+_Reach = tuple[list[int], list[Cost]]
 
-    SLACK = 1
-    RESERVATION = 2
-    IDLE = 3
-    WAITING = 4
-    RUNNING = 5
+_CLOSE_S = 1e-3
+"""What times are not told apart by, so that what is taken to cost least never costs less."""
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One way to free `freed_bytes`: what is taken from `entry`, and how."""
-
-    entry: Entry
-    stage: Stage
-    freed_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """On whose behalf memory is looked for.
-
-    `order` is the place of the claim in the order of claims, ``None`` for what is not a claim and
-    so never suspends a kernel whose cell waits. With `below`, only kernels less likely to be needed
-    give, the cheapest first. `waiter` is ``None`` for what never halts a running burst. With
-    `patient`, idle kernels give although their grace period is not over yet.
-    """
-
-    entry: Entry
-    bytes: int
-    priority: int
-    order: int | None = None
-    below: float | None = None
-    waiter: Waiter | None = None
-    patient: bool = False
+_NOTHING: Cost = (0, 0, 0.0, 0.0)
 
 
 def room(
@@ -69,7 +46,7 @@ def room(
     for stage in Stage:
         if stage > last or freed >= deficit:
             break
-        for step in _steps(ledger, uuid, stage, wish):
+        for step in steps_of(ledger, uuid, stage, wish):
             former = chosen.get(step.entry.kernel_id)
             freed += step.freed_bytes - (former.freed_bytes if former else 0)
             chosen[step.entry.kernel_id] = step
@@ -80,7 +57,118 @@ def room(
     return _without_redundant(ledger, list(chosen.values()), freed - deficit)
 
 
-def cost_key(steps: list[Step]) -> tuple[int, float, float, float]:
+def cheapest(
+    ledger: Ledger,
+    wish: Wish,
+    places: Iterable[tuple[GpuView, int]],
+    last: Stage = Stage.IDLE,
+    *,
+    safest: bool = False,
+) -> tuple[GpuView, list[Step]] | None:
+    """Return the GPU on which a deficit is freed with the least disruption, and the steps.
+
+    `places` are GPUs and what is missing on each. Between equals the GPU of the lowest risk is
+    taken, with `safest` that comes first; then the first one. GPUs are tried in the order of the
+    least that they can cost, and no more of them than can be the cheapest.
+    """
+
+    def key(gpu: GpuView, cost: Cost) -> tuple[float, ...]:
+        risk = RISK_RANK[gpu.risk]
+        return (risk, *cost) if safest else (cost[0], risk, *cost[1:])
+
+    heap = [
+        (key(gpu, least), place, gpu, deficit)
+        for place, (gpu, deficit) in enumerate(places)
+        if (least := _least_cost(ledger, gpu.uuid, deficit, wish, last)) is not None
+    ]
+    heapify(heap)
+    best: tuple[tuple[float, ...], int, GpuView, list[Step]] | None = None
+    while heap:
+        bound, place, gpu, deficit = heappop(heap)
+        if best is not None and (bound, place) > best[:2]:
+            break
+        steps = room(ledger, gpu.uuid, deficit, wish, last=last)
+        if steps is not None:
+            cost = key(gpu, cost_key(steps))
+            if best is None or (cost, place) < best[:2]:
+                best = cost, place, gpu, steps
+    return None if best is None else best[2:]
+
+
+def _least_cost(ledger: Ledger, uuid: str, deficit: int, wish: Wish, last: Stage) -> Cost | None:
+    """Return a cost that no way to free `deficit` bytes is below, ``None`` if there is none."""
+    if deficit <= 0:
+        return _NOTHING
+    freed, costs = _reach(ledger, uuid, wish.priority, patient=wish.patient)
+    if deficit <= freed[-1]:
+        return costs[bisect_left(freed, deficit)]
+    if last is Stage.IDLE:
+        return None
+    waiting = steps_of(ledger, uuid, Stage.WAITING, wish)
+    missing = deficit - freed[-1] - sum(s.freed_bytes for s in waiting)
+    if missing <= 0:
+        return (Stage.WAITING, 0, 0.0, 0.0)
+    if last is not Stage.RUNNING or wish.waiter is None:
+        return None
+    running = bursts(ledger, uuid, wish.priority, wish.waiter)
+    sizes = accumulate(sorted((e.held for e in running), reverse=True))
+    halted = next((n for n, size in enumerate(sizes, 1) if size >= missing), None)
+    if halted is None:
+        return None
+    return (Stage.RUNNING, halted, -running[0].kernel.attained_s, 0.0)
+
+
+def _reach(
+    ledger: Ledger, uuid: str, priority: int, *, patient: bool
+) -> tuple[list[int], list[Cost]]:
+    """Return how much stages up to `Stage.IDLE` free at most, step by step, and the least cost.
+
+    The cost of an idle kernel is its latest use. Worked out without entries: most of these kernels
+    are not looked at again.
+    """
+    memo, key = ledger.memo[uuid], ("reach", priority, patient)
+    found: _Reach | None = memo.get(key)
+    if found is not None:
+        return found
+    grace_s = -math.inf if patient else ledger.settings.grace_period_s - _CLOSE_S
+    before_s = ledger.now_s - grace_s
+    shared, total = not ledger.gpus[uuid].whole, 0
+    idle: list[tuple[float, int]] = []
+    for kernel_id, kernel in ledger.leased[uuid].items():
+        lease = kernel.lease
+        if kernel.busy or kernel.pinned or kernel.priority > priority:
+            continue
+        entry = ledger.known(kernel_id)
+        if entry is not None:
+            if entry.settled or entry.claim_order is not None:
+                continue
+            state, held = entry.state, entry.held
+        elif lease is not None:
+            state = lease.state
+            held = lease.bytes if lease.bytes > kernel.used_bytes else kernel.used_bytes
+        if state is LeaseState.RESERVED:
+            total += held
+        elif state is LeaseState.BOUND:
+            slack = 0
+            if shared and kernel.has_agent and held > kernel.used_bytes:
+                slack = held - kernel.used_bytes
+                total += slack
+            since_s = kernel.last_used_s
+            if lease is not None and lease.since_s > since_s:
+                since_s = lease.since_s
+            if kernel.suspend_by is not None and since_s <= before_s:
+                idle.append((since_s, held - slack))
+    idle.sort()
+    freed, costs = [total], [(int(Stage.SLACK), 0, 0.0, 0.0)]
+    for since_s, size in idle:
+        total += size
+        freed.append(total)
+        costs.append((int(Stage.IDLE), 0, since_s, 0.0))
+    memo[key] = freed, costs
+    return freed, costs
+
+
+def cost_key(steps: list[Step]) -> Cost:
     """Return how disruptive steps are.
 
     The worst stage, the number of bursts halted, the latest use of an idle kernel or else the least
@@ -137,167 +225,6 @@ def carry_out(
         else:
             idle = f"idle {ledger.idle_s(entry):.0f} s, {_likelihood(ledger, entry)}"
             ledger.reclaim(entry, for_kernel_id, f"Take {size} back from {name} ({idle}) {because}")
-
-
-def slack_bytes(ledger: Ledger, entry: Entry) -> int:
-    """Return what an idle lease holds beyond its use and the settings' headroom."""
-    return max(0, entry.held - entry.used - ledger.settings.headroom_bytes)
-
-
-def _suspendable(entry: Entry, priority: int) -> bool:
-    """Return whether a kernel that runs no cell may be suspended, its grace period apart."""
-    kernel = entry.kernel
-    return (
-        entry.state is LeaseState.BOUND
-        and entry.held > 0
-        and not kernel.pinned
-        and kernel.suspend_by is not None
-        and kernel.priority <= priority
-    )
-
-
-def obtainable_bytes(ledger: Ledger, uuid: str, wish: Wish) -> int:
-    """Return what could come free on a GPU for `wish` once the running cells are over."""
-    gpu = ledger.gpus[uuid]
-    kept = sum(
-        e.held
-        for e in ledger.on_gpu[uuid].values()
-        if e is not wish.entry and (not _yields(e) or e.kernel.priority > wish.priority)
-    )
-    return gpu.total_bytes - gpu.foreign_bytes - ledger.arriving[uuid] - kept
-
-
-def wait_s(
-    ledger: Ledger, uuid: str, deficit: int, wish: Wish, *, guess: bool = False
-) -> float | None:
-    """Return when `deficit` bytes are expected to be free on a GPU, ``None`` if that is unknown.
-
-    Running kernels count from their expected end on, all of them with the grace period. With
-    `guess` those without one are taken to go on for as long as their bursts have lasted.
-    """
-    grace_s = ledger.settings.grace_period_s
-    coming: list[tuple[float, int]] = []
-    for entry in ledger.on_gpu[uuid].values():
-        kernel = entry.kernel
-        if entry is wish.entry or kernel.priority > wish.priority or not _yields(entry):
-            continue
-        if _is_ahead(entry, wish):
-            continue
-        if entry.running or (entry.settled and entry.state is LeaseState.BOUND):
-            if not entry.running or (kernel.expected_end_s is None and not guess):
-                continue
-            if guess or kernel.expected_end_s is None:
-                left_s = remaining_s(ledger, entry)
-            else:
-                left_s = max(0.0, kernel.expected_end_s - ledger.now_s)
-            coming.append((left_s + grace_s, entry.held))
-        elif not entry.settled and kernel.suspend_by is not None:
-            coming.append((max(0.0, grace_s - ledger.idle_s(entry)), entry.held))
-    freed = 0
-    for after_s, size in sorted(coming):
-        freed += size
-        if freed >= deficit:
-            return after_s
-    return None
-
-
-def _is_ahead(entry: Entry, wish: Wish) -> bool:
-    order = entry.claim_order
-    return order is not None and wish.order is not None and order < wish.order
-
-
-def _yields(entry: Entry) -> bool:
-    """Return whether an entry's memory can come free at all while its kernel lives."""
-    kernel = entry.kernel
-    # What an agent refuses now it may give later; without one, what cannot be taken now never can.
-    if kernel.pinned or (kernel.suspend_by is None and not kernel.has_agent):
-        return False
-    return entry.state is not LeaseState.SUSPENDED
-
-
-def _steps(ledger: Ledger, uuid: str, stage: Stage, wish: Wish) -> Iterator[Step]:
-    if stage is Stage.RUNNING:
-        yield from _bursts(ledger, uuid, wish)
-        return
-    others = [
-        e
-        for e in ledger.on_gpu[uuid].values()
-        if e is not wish.entry and not e.settled and not e.moving and not e.running
-    ]
-    if wish.below is not None:
-        others = [e for e in others if ledger.need_probability(e) < wish.below]
-    if stage is Stage.SLACK:
-        if ledger.gpus[uuid].whole:
-            return
-        for entry in others:
-            kernel = entry.kernel
-            if not (entry.state is LeaseState.BOUND and entry.idle and kernel.has_agent):
-                continue
-            if kernel.checkpointed:
-                continue  # held half way by the driver: its memory is there, and it cannot be told
-            slack = slack_bytes(ledger, entry)
-            if slack > 0 and not kernel.pinned and kernel.priority <= wish.priority:
-                yield Step(entry, stage, slack)
-        return
-    if stage is Stage.RESERVATION:
-        eligible = [e for e in others if e.idle and _reservation_yields(ledger, e, wish)]
-    elif stage is Stage.IDLE:
-        eligible = [e for e in others if e.idle and _suspendable(e, wish.priority)]
-        eligible = [e for e in eligible if wish.patient or not ledger.in_grace(e)]
-    else:
-        eligible = [e for e in others if _waits_behind(ledger, e, wish)]
-    for entry in sorted(eligible, key=lambda e: _rank(ledger, e, stage, wish)):
-        yield Step(entry, stage, entry.held)
-
-
-def _bursts(ledger: Ledger, uuid: str, wish: Wish) -> Iterator[Step]:
-    if wish.waiter is None:
-        return
-    halted = [
-        e
-        for e in ledger.on_gpu[uuid].values()
-        if e is not wish.entry and may_be_halted(ledger, e, wish.priority, wish.waiter)
-    ]
-    for entry in sorted(halted, key=lambda e: (-e.kernel.attained_s, e.kernel_id)):
-        yield Step(entry, Stage.RUNNING, entry.held)
-
-
-def _rank(
-    ledger: Ledger, entry: Entry, stage: Stage, wish: Wish
-) -> tuple[float, float, float, str]:
-    """Rank by least recent use; the last in the queue, or the cheapest, before that."""
-    first = 0.0
-    if stage is Stage.WAITING and entry.claim_order is not None:
-        first = -float(entry.claim_order)
-    elif wish.below is not None:
-        first = ledger.need_probability(entry) * entry.kernel.restore_cost_s
-    return (first, entry.idle_since_s, entry.kernel.restore_cost_s, entry.kernel_id)
-
-
-def _reservation_yields(ledger: Ledger, entry: Entry, wish: Wish) -> bool:
-    kernel = entry.kernel
-    if entry.state is not LeaseState.RESERVED or entry.held == 0 or kernel.pinned:
-        return False
-    if kernel.priority > wish.priority or (entry.state_bytes > 0 and kernel.suspend_by is None):
-        return False
-    # A cell that waits is a certainty; a reservation in its grace period yields to it only where
-    # it is worth less for certain.
-    return (
-        wish.patient
-        or not ledger.in_grace(entry)
-        or kernel.priority < wish.priority
-        or ledger.need_probability(entry) < ledger.settings.prebind_threshold
-    )
-
-
-def _waits_behind(ledger: Ledger, entry: Entry, wish: Wish) -> bool:
-    if wish.order is None or entry.claim_order is None or entry.claim_order <= wish.order:
-        return False
-    if ledger.in_grace(entry) and not wish.patient:
-        return False
-    if entry.state is LeaseState.RESERVED:
-        return entry.held > 0 and entry.kernel.priority <= wish.priority
-    return _suspendable(entry, wish.priority)
 
 
 def _without_redundant(ledger: Ledger, steps: list[Step], spare: int) -> list[Step]:

@@ -14,13 +14,13 @@ from itertools import accumulate
 from typing import Any
 
 from ...errors import BadInputError, ModelFileError
-from ..model import HORIZONS_S, HorizonForecast, Quantiles
+from ..model import HORIZONS_S, HorizonForecast, NextCell, Quantiles
 from ..trace.document import Trail
 from ..trace.quantile import LEVELS
 from ..trace.records import check_number
 from .delay import EDGES_S, Delay, DelayModel, Moment
 from .demand import CellDemand
-from .next_cell import NextCell, NextCellModel
+from .next_cell import NextCellModel
 from .protocol import Raw, check_horizons, settle
 
 NAME = "content"
@@ -90,11 +90,13 @@ class Situation:
 class ContentForecast:
     """What a notebook will do next.
 
-    `next_cells` are the likeliest ones. `burst_s` is how long the first GPU cell takes, from its
+    `next_cells` are the likeliest ones, `next_s` is how soon the next one starts, in seconds;
+    ``None`` where no cell is known. `burst_s` is how long the first GPU cell takes, from its
     start and be it the one that runs; ``None`` where no way leads to one.
     """
 
     next_cells: tuple[NextCell, ...]
+    next_s: Quantiles | None
     horizons: tuple[HorizonForecast, ...]
     burst_s: Quantiles | None
     notes: tuple[str, ...] = ()
@@ -130,8 +132,9 @@ def forecast_content(
     trail = situation.trail
     cells = model.cells.forecast(trail, situation.queued)
     ways = list(_ways(model.cells, situation))
+    delay = model.delays.forecast(situation.moment)
     arrivals = _Arrivals(
-        model.delays.forecast(situation.moment),
+        delay,
         model.delays.forecast(replace(situation.moment, last_run_s=0.0, moved=1)),
         situation.age_s,
     )
@@ -152,10 +155,18 @@ def forecast_content(
         notes.append("no code cells are known of this notebook, and so no next one")
     return ContentForecast(
         next_cells=cells[:SHOWN],
+        next_s=_next_s(situation, delay) if cells else None,
         horizons=settle(NAME, raw).horizons,
         burst_s=_mixture(lengths) if lengths else None,
         notes=tuple(notes),
     )
+
+
+def _next_s(situation: Situation, delay: Delay) -> Quantiles:
+    if situation.queued:
+        return Quantiles(situation.busy_s, situation.busy_s, situation.busy_s)
+    waits = (situation.busy_s + delay.quantile(level, situation.age_s) for level in LEVELS)
+    return Quantiles(*waits)
 
 
 # ---------------------------------------------------------------- ways

@@ -76,6 +76,21 @@ class Delay:
             return 0.0
         return 1 - self.survival(age_s + horizon_s) / self.survival(age_s)
 
+    def quantile(self, level: float, age_s: float = 0.0) -> float:
+        """Return how many seconds on a start has come with chance `level`; none in `age_s` yet."""
+        wanted = (1 - level) * self.survival(age_s)
+        left = 1.0
+        for i, begin in enumerate(EDGES_S):
+            last = i + 1 == len(EDGES_S)
+            end = 2 * begin if last else EDGES_S[i + 1]
+            # A hazard of 0 would mean for ever, and of 1 a logarithm without a value.
+            stays = min(max(1 - self.hazards[i], 1e-12), 1 - 1e-9)
+            if last or left * stays <= wanted:
+                break
+            left *= stays
+        share = math.log(wanted / left) / math.log(stays)
+        return max(0.0, begin + share * (end - begin) - age_s)
+
 
 @dataclass(frozen=True, slots=True)
 class DelayModel:

@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 from ...errors import BadInputError
+from ..model import NextCell
 from ..trace.document import Trail
 from .logit import Features, check_weights, fit_choices, shares, utility
 
@@ -59,14 +60,6 @@ PAIR_COUNTS = 4.0
 
 NEAR = 30
 """Of a long document, the cells this near to where the kernel was are candidates."""
-
-
-@dataclass(frozen=True, slots=True)
-class NextCell:
-    """A cell, by its position in the document, and the chance that it is the next to run."""
-
-    position: int
-    probability: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...errors import BadInputError
-from ..model import Backtest, Forecast, HorizonForecast, Quantiles
+from ..model import Backtest, Forecast, HorizonForecast, NeedForecast, NextCell, Quantiles
 
 
 def forecast_to_record(forecast: Forecast) -> dict[str, Any]:
@@ -34,16 +34,20 @@ def forecast_from_record(record: Mapping[str, Any]) -> Forecast:
             backtest=None if backtest is None else _backtest(backtest),
             candidates=tuple(_backtest(item) for item in record["candidates"]),
             notes=tuple(str(note) for note in record.get("notes", ())),
+            need_model=str(record.get("need_model", "")),
+            needs=tuple(_need(item) for item in record.get("needs", ())),
+            next_cells=tuple(NextCell(**item) for item in record.get("next_cells", ())),
+            next_s=_maybe(record.get("next_s")),
+            burst_s=_maybe(record.get("burst_s")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BadInputError(f"forecast record: malformed field ({error!r}); drop it") from error
 
 
 def _horizon(record: Mapping[str, Any]) -> HorizonForecast:
-    memory = record["memory_bytes"]
     return HorizonForecast(
         horizon_s=int(record["horizon_s"]),
-        memory_bytes=Quantiles(float(memory["low"]), float(memory["mid"]), float(memory["high"])),
+        memory_bytes=_quantiles(record["memory_bytes"]),
         need_probability=float(record["need_probability"]),
     )
 
@@ -56,3 +60,21 @@ def _backtest(record: Mapping[str, Any]) -> Backtest:
         brier=float(record["brier"]),
         origins=int(record["origins"]),
     )
+
+
+def _need(record: Mapping[str, Any]) -> NeedForecast:
+    brier = record["brier"]
+    return NeedForecast(
+        model=str(record["model"]),
+        probabilities=tuple(float(p) for p in record["probabilities"]),
+        brier=None if brier is None else float(brier),
+        outcomes=int(record["outcomes"]),
+    )
+
+
+def _maybe(record: Mapping[str, Any] | None) -> Quantiles | None:
+    return None if record is None else _quantiles(record)
+
+
+def _quantiles(record: Mapping[str, Any]) -> Quantiles:
+    return Quantiles(float(record["low"]), float(record["mid"]), float(record["high"]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from ...errors import BadInputError, GpuPredictError
-from ..model import HORIZONS_S, Backtest, CellRun, Forecast
+from ..model import HORIZONS_S, Backtest, CellRun, Forecast, HorizonForecast, NeedForecast
 from ..trace.series import DemandSeries
 from .backtest import MIN_BACKTEST_STEPS, choose_origins, score
 from .empirical import Empirical
@@ -86,6 +87,9 @@ def make_forecast(
 ) -> Made:
     """Forecast one kernel's demand by the model that wins its backtest.
 
+    Memory comes from the model with the lowest pinball loss, P(GPU needed) from that with the
+    lowest Brier score.
+
     A kernel of less than a minute, or one that has not used a GPU, is forecast from `prior_runs`
     where there are any. A young kernel without them is served by its own quantiles, widened.
 
@@ -161,19 +165,54 @@ def _served(
             continue
         if said.note:
             notes.append(f"{winner.model}: {said.note}")
+        need = _needs(series, candidates, left, said, horizons_s=horizons_s)
         forecast = Forecast(
             kernel_id=kernel_id,
             made_s=now_s,
             model=winner.model,
             basis="kernel",
-            horizons=said.horizons,
+            horizons=with_needs(said.horizons, need.probabilities),
             backtest=winner,
             candidates=evaluation.backtests,
+            need_model=need.model,
+            needs=(need,),
         )
         return Made(forecast, tuple(dict.fromkeys(notes)), evaluation)
     said = _own_widened(series, horizons_s)
     made = _unscored(kernel_id, said, "kernel", now_s)
     return Made(made.forecast, tuple(dict.fromkeys([*notes, *made.notes])), None)
+
+
+def _needs(
+    series: DemandSeries,
+    candidates: Mapping[str, Forecaster],
+    left: Sequence[Backtest],
+    said: ModelForecast,
+    *,
+    horizons_s: Sequence[int],
+) -> NeedForecast:
+    """Return P(GPU needed) of the model with the lowest Brier score, else of the one that serves.
+
+    A model that tells memory best need not be the one that tells best when it will be wanted.
+    """
+    best = min(left, key=lambda scored: (scored.brier, scored.model != said.model))
+    if best.model != said.model:
+        with suppress(GpuPredictError):
+            return need_of(candidates[best.model].forecast(series, horizons_s))
+    return need_of(said)
+
+
+def need_of(said: ModelForecast) -> NeedForecast:
+    """Return what a model says of P(GPU needed)."""
+    return NeedForecast(said.model, tuple(h.need_probability for h in said.horizons))
+
+
+def with_needs(
+    horizons: Sequence[HorizonForecast], probabilities: Sequence[float]
+) -> tuple[HorizonForecast, ...]:
+    """Return the horizons with these values of P(GPU needed)."""
+    pairs = zip(horizons, probabilities, strict=True)
+    return tuple(replace(h, need_probability=p) for h, p in pairs)
 
 
 def _unscored(kernel_id: str, said: ModelForecast, basis: str, now_s: float) -> Made:
@@ -185,6 +224,8 @@ def _unscored(kernel_id: str, said: ModelForecast, basis: str, now_s: float) -> 
         horizons=said.horizons,
         backtest=None,
         candidates=(),
+        need_model=said.model,
+        needs=(need_of(said),),
     )
     notes = (f"{said.model}: {said.note}",) if said.note else ()
     return Made(forecast, notes, None)

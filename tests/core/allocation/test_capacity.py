@@ -6,15 +6,13 @@ import pytest
 from allocation_cluster import bound, claim, gpu, lease, suspended, view
 
 from jupyter_gpu_predict.core.allocation.capacity import (
-    Fit,
-    best_fit,
     check_satisfiable,
-    free_bytes,
     largest_gpu_bytes,
     matches,
     needed_bytes,
     takes_new_leases,
 )
+from jupyter_gpu_predict.core.allocation.ledger import Ledger
 from jupyter_gpu_predict.core.model import MIB, KernelView, LeaseState, RiskLevel
 from jupyter_gpu_predict.errors import UnsatisfiableError
 
@@ -34,7 +32,7 @@ def test_free_is_what_neither_leases_nor_others_nor_migrations_hold():
         KernelView("over", lease("over", "G0", 500, LeaseState.RELEASED)),
     ]
     gpus = [gpu(0, foreign_bytes=10 * MIB), gpu(1), gpu(2, lost=True)]
-    assert free_bytes(view(gpus, kernels)) == {
+    assert Ledger(view(gpus, kernels)).free == {
         "G0": (512 - 10 - 100 - 80 - 60) * MIB - 7,
         "G1": (512 - 60) * MIB,
         "G2": 0,
@@ -76,21 +74,3 @@ def test_what_no_gpu_can_hold_is_refused_with_the_largest():
         check_satisfiable(claim("a", 1, affinity="H100"), gpus)
     with pytest.raises(UnsatisfiableError, match="no GPU that answers"):
         check_satisfiable(claim("a", 1), [gpus[2]])
-
-
-def test_the_best_fit_is_its_own_gpu_then_the_safest_then_the_tightest():
-    own = Fit(gpu(0, risk=RiskLevel.WARNING), 900, None, own=True)
-    risky = Fit(gpu(1, risk=RiskLevel.WARNING), 1, None, own=False)
-    wide = Fit(gpu(2), 500, None, own=False)
-    tight = Fit(gpu(3), 10, None, own=False)
-    assert best_fit([risky, wide, tight, own], 0.9) is own
-    assert best_fit([risky, wide, tight], 0.9) is tight
-    assert best_fit([], 0.9) is None
-
-
-def test_with_known_duties_kernels_are_spread_and_crowding_comes_last():
-    crowded = Fit(gpu(0), 900, 1.2, own=False)
-    wide = Fit(gpu(1), 500, 0.8, own=False)
-    tight = Fit(gpu(2), 10, 0.3, own=False)
-    assert best_fit([crowded, tight, wide], 0.9) is wide
-    assert best_fit([crowded], 0.9) is crowded

@@ -43,6 +43,8 @@ MIRRORS = {
     "HorizonForecast": model.HorizonForecast,
     "Backtest": model.Backtest,
     "Forecast": model.Forecast,
+    "NeedForecast": model.NeedForecast,
+    "NextCell": model.NextCell,
     "Health": model.GpuHealth,
     "XidEvent": model.XidEvent,
     "GpuView": model.GpuView,
