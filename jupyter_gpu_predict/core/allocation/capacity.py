@@ -12,6 +12,12 @@ RISK_RANK = {RiskLevel.NONE: 0, RiskLevel.WARNING: 1, RiskLevel.CRITICAL: 2}
 """Order of the risk levels, the safest first."""
 
 
+def risk_rank(gpu: GpuView) -> int:
+    """Return the place of a GPU's risk among the levels, 0 for the safest."""
+    # Looking up a member of an enumeration is slow, and nearly all GPUs are well.
+    return 0 if gpu.risk is RiskLevel.NONE else RISK_RANK[gpu.risk]
+
+
 def held_bytes(kernel: KernelView) -> int:
     """Return what a kernel keeps from others on its lease's GPU.
 

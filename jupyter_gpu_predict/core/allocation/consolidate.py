@@ -6,7 +6,7 @@ import math
 
 from ..model import GpuView, LeaseState
 from ..sizes import format_bytes
-from .capacity import RISK_RANK
+from .capacity import risk_rank
 from .entry import Entry
 from .ledger import Ledger, short
 from .spread import may_go
@@ -120,7 +120,7 @@ def _has_room(ledger: Ledger, target: GpuView, source: GpuView, entry: Entry) ->
     duty = sum(e.kernel.duty or 0.0 for e in (entry, *ledger.on_gpu(target.uuid)))
     return (
         duty <= DUTY_SHARE * ledger.settings.max_duty
-        and RISK_RANK[target.risk] <= RISK_RANK[source.risk]
+        and risk_rank(target) <= risk_rank(source)
         and ledger.can_reach(entry, target)
         and _spare(ledger, target) >= max(entry.held, _wants(entry))
     )

@@ -5,9 +5,6 @@ from __future__ import annotations
 from ..model import KernelView, LeaseState
 from .capacity import held_bytes
 
-IN_USE = (LeaseState.BOUND, LeaseState.RESERVED)
-"""States of a lease in which its memory is there for the kernel."""
-
 
 class Entry:
     """A kernel in the working picture; the view it came from stays as it was."""

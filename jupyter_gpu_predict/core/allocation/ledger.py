@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable
 from functools import cached_property
 from typing import Any
 
 from ..model import Claim, ClusterView, GpuView, KernelView, LeaseState, Rung
 from ..plans import Action, Bind, Migrate, Prebind, Queue, Reclaim, Release, Resize
-from .entry import IN_USE, Entry
+from .entry import Entry
 from .open_gpus import OpenGpus
 
 _LITTLE = 0.05
@@ -41,8 +40,8 @@ class Ledger:
         self.arriving: dict[str, int] = dict.fromkeys(self.gpus, 0)
         self.leased: dict[str, dict[str, KernelView]] = {u: {} for u in self.gpus}
         """Kernels with a lease on each GPU, also on one that is gone, by id."""
-        self._in_use: dict[str, list[KernelView]] = {u: [] for u in self.gpus}
-        self._booked_on: set[str] = set()
+        self.in_use: dict[str, dict[str, KernelView]] = {u: {} for u in self.gpus}
+        """Those of them whose leases are in use; as for all, the last that came is the last."""
         self.grown: set[str] = set()
         """GPUs with a kernel that uses more than its lease."""
         self.reserved: list[KernelView] = []
@@ -68,7 +67,7 @@ class Ledger:
                 self._fill(gpu.uuid)
 
     def _take_in(self, kernels: Iterable[KernelView]) -> None:
-        free, leased, in_use, away = self.free, self.leased, self._in_use, self.away
+        free, leased, in_use, away = self.free, self.leased, self.in_use, self.away
         suspended, bound, reserved = LeaseState.SUSPENDED, LeaseState.BOUND, LeaseState.RESERVED
         for kernel in kernels:
             if kernel.target_gpu_uuid is not None:
@@ -92,7 +91,7 @@ class Ledger:
                 leased[uuid][kernel.kernel_id] = kernel
                 free[uuid] -= size
                 if state is bound or state is reserved:
-                    in_use[uuid].append(kernel)
+                    in_use[uuid][kernel.kernel_id] = kernel
             else:
                 leased.setdefault(uuid, {})[kernel.kernel_id] = kernel
 
@@ -176,36 +175,19 @@ class Ledger:
         """Return the known duties on a GPU with the claimant's, ``None`` if that is unknown."""
         if claimant.kernel.duty is None:
             return None
-        if claimant.gpu_uuid != uuid or claimant.state not in IN_USE:
+        users = self.in_use[uuid]
+        if claimant.kernel_id not in users:
             return claimant.kernel.duty + self.duty(uuid)
-        others = (
-            e.kernel.duty or 0.0
-            for e in self.on_gpu(uuid)
-            if e is not claimant and e.state in IN_USE
-        )
+        others = (k.duty or 0.0 for i, k in users.items() if i != claimant.kernel_id)
         return claimant.kernel.duty + sum(others)
 
-    def duty(self, uuid: str, min_age_s: float = -math.inf) -> float:
-        """Return the sum of the known duties of kernels that use a GPU and are so old."""
-        memo, key = self.memo[uuid], ("duty", min_age_s)
-        duty: float | None = memo.get(key)
+    def duty(self, uuid: str) -> float:
+        """Return the sum of the known duties of the kernels that use a GPU."""
+        memo = self.memo[uuid]
+        duty: float | None = memo.get("duty")
         if duty is None:
-            duty = memo[key] = sum(
-                k.duty for k in self.users(uuid) if k.duty and k.age_s >= min_age_s
-            )
+            duty = memo["duty"] = sum([k.duty for k in self.in_use[uuid].values() if k.duty])
         return duty
-
-    def users(self, uuid: str) -> list[KernelView]:
-        """Return the kernels whose leases on a GPU are in use."""
-        if uuid not in self._booked_on:
-            return self._in_use[uuid]
-        known, found = self._entries, []
-        for kernel_id, kernel in self.leased[uuid].items():
-            entry, lease = known.get(kernel_id), kernel.lease
-            state = entry.state if entry is not None else lease and lease.state
-            if state in IN_USE:
-                found.append(kernel)
-        return found
 
     def is_empty(self, gpu: GpuView) -> bool:
         """Return whether nobody holds memory of a GPU that answers, or is about to."""
@@ -240,7 +222,6 @@ class Ledger:
     def _change(self, uuid: str | None) -> None:
         if uuid in self.gpus:
             self.memo[uuid].clear()
-            self._booked_on.add(uuid)
             self.changed.add(uuid)
 
     def _fill(self, uuid: str) -> None:
@@ -283,6 +264,7 @@ class Ledger:
         What stays resident is only known afterwards.
         """
         self._set_held(entry, 0)
+        self._put_out_of_use(entry)
         entry.state = LeaseState.SUSPENDED
         entry.suspended = entry.state_bytes
         entry.settled = True
@@ -327,12 +309,18 @@ class Ledger:
     def _take_off(self, entry: Entry) -> None:
         if entry.gpu_uuid is not None:
             del self.leased[entry.gpu_uuid][entry.kernel_id]
+            self._put_out_of_use(entry)
+
+    def _put_out_of_use(self, entry: Entry) -> None:
+        if entry.gpu_uuid in self.in_use:
+            self.in_use[entry.gpu_uuid].pop(entry.kernel_id, None)
 
     def _place(self, entry: Entry, uuid: str, size: int, state: LeaseState) -> None:
         self._set_held(entry, 0)
         self._take_off(entry)
         entry.gpu_uuid, entry.state = uuid, state
         self.leased[uuid][entry.kernel_id] = entry.kernel
+        self.in_use[uuid][entry.kernel_id] = entry.kernel
         self._set_held(entry, size)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ..model import GpuView
-from .capacity import RISK_RANK, matches, takes_new_leases
+from .capacity import matches, risk_rank, takes_new_leases
 from .entry import Entry
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class OpenGpus:
             wakes = ledger.settings.consolidate and ledger.is_empty(gpu)
             tenths = int(min(_LAST_TENTH, 10 * ledger.duty(uuid)))
             row = (-ledger.free[uuid], gpu.index, place)
-            kind = (uuid in ledger.blocked, RISK_RANK[gpu.risk], wakes, tenths)
+            kind = (uuid in ledger.blocked, risk_rank(gpu), wakes, tenths)
             self._at[uuid] = kind, row
             insort(self._rows.setdefault(kind, []), row)
         ledger.changed.clear()

@@ -7,7 +7,7 @@ import math
 from ..model import GpuView, LeaseState, RiskLevel
 from ..plans import Cordon, TakeSnapshot
 from ..sizes import format_bytes
-from .capacity import RISK_RANK
+from .capacity import risk_rank
 from .entry import Entry
 from .ledger import Ledger, names, short
 from .steps import Step, Wish, slack_bytes
@@ -127,7 +127,7 @@ def _sizes(ledger: Ledger, entry: Entry) -> list[int]:
 def _preference(ledger: Ledger, gpu: GpuView, entry: Entry) -> tuple[int, bool, int, int]:
     duty = ledger.duty_sum(gpu.uuid, entry)
     crowded = duty is not None and duty > ledger.settings.max_duty
-    return (RISK_RANK[gpu.risk], crowded, -ledger.free[gpu.uuid], gpu.index)
+    return (risk_rank(gpu), crowded, -ledger.free[gpu.uuid], gpu.index)
 
 
 def _snapshot(ledger: Ledger, entry: Entry, why: str) -> None:

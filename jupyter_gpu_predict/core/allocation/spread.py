@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..model import GpuView, LeaseState
 from ..sizes import format_bytes
-from .capacity import RISK_RANK, state_bytes
+from .capacity import risk_rank, state_bytes
 from .entry import Entry
 from .ledger import Ledger, short
 from .targets import Targets
@@ -23,7 +23,11 @@ def spread_out(ledger: Ledger) -> None:
     if ledger.is_moving():
         return
     max_duty = ledger.settings.max_duty
-    crowded = [g for g in ledger.gpus.values() if _duty(ledger, g) > max_duty]
+    crowded = [
+        g
+        for g in ledger.gpus.values()
+        if ledger.duty(g.uuid) > max_duty and _duty(ledger, g) > max_duty
+    ]
     if not crowded:
         return
     targets = Targets((g, ledger.free[g.uuid], ledger.duty(g.uuid)) for g in ledger.open_gpus.gpus)
@@ -31,7 +35,7 @@ def spread_out(ledger: Ledger) -> None:
     leaving = [
         (state_bytes(kernel), kernel.kernel_id, source)
         for source in crowded
-        for kernel in ledger.users(source.uuid)
+        for kernel in ledger.in_use[source.uuid].values()
         if kernel.duty and kernel.duty <= most and kernel.movable and not kernel.busy
     ]
     for _, kernel_id, source in sorted(leaving, key=lambda k: k[:2]):
@@ -54,7 +58,8 @@ def spread_out(ledger: Ledger) -> None:
 
 
 def _duty(ledger: Ledger, gpu: GpuView) -> float:
-    return ledger.duty(gpu.uuid, BELIEVED_AFTER_S)
+    users = ledger.in_use[gpu.uuid].values()
+    return sum([k.duty for k in users if k.duty and k.age_s >= BELIEVED_AFTER_S])
 
 
 def may_go(ledger: Ledger, entry: Entry) -> bool:
@@ -88,7 +93,7 @@ def _target(ledger: Ledger, entry: Entry, source: GpuView) -> GpuView | None:
 def _has_room(ledger: Ledger, target: GpuView, source: GpuView, entry: Entry) -> bool:
     duty = ledger.duty_sum(target.uuid, entry)
     return (
-        RISK_RANK[target.risk] <= RISK_RANK[source.risk]
+        risk_rank(target) <= risk_rank(source)
         and ledger.free[target.uuid] >= entry.held
         and duty is not None
         and duty <= ledger.settings.max_duty

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 from ..model import GpuView
-from .capacity import RISK_RANK
+from .capacity import RISK_RANK, risk_rank
 
 _CLOSE = 1e-9
 """Sums of duties differ by less, whatever the order they are added in."""
@@ -22,7 +22,7 @@ class Targets:
         gpus = list(gpus)
         self.least_duty = min((duty for *_, duty in gpus), default=math.inf) - _CLOSE
         """What is on the GPU with the least duty, and hardly less."""
-        ordered = sorted(((-free, duty, RISK_RANK[g.risk]) for g, free, duty in gpus))
+        ordered = sorted(((-free, duty, risk_rank(g)) for g, free, duty in gpus))
         for rank in RISK_RANK.values():
             safe = [(less, duty) for less, duty, risk in ordered if risk <= rank]
             least = list(accumulate((duty for _, duty in safe), min))
@@ -33,6 +33,6 @@ class Targets:
 
         One that is just too busy may pass.
         """
-        sizes, least = self._by_risk[RISK_RANK[source.risk]]
+        sizes, least = self._by_risk[risk_rank(source)]
         fitting = bisect_left(sizes, -size + 1)
         return fitting > 0 and least[fitting - 1] <= duty + _CLOSE

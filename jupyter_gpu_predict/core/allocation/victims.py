@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from ..model import GpuView, LeaseState
 from ..sizes import format_bytes
-from .capacity import RISK_RANK
+from .capacity import risk_rank
 from .entry import Entry
 from .ledger import Ledger, short
 from .preempt import Waiter, bursts, why_halted
@@ -73,7 +73,7 @@ def cheapest(
     """
 
     def key(gpu: GpuView, cost: Cost) -> tuple[float, ...]:
-        risk = RISK_RANK[gpu.risk]
+        risk = risk_rank(gpu)
         return (risk, *cost) if safest else (cost[0], risk, *cost[1:])
 
     heap = [
