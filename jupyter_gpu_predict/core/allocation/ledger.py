@@ -27,6 +27,10 @@ _IDLE_HAZARD = (
 _IDLE_HAZARD_LATE = 0.001
 
 
+CALM_S = 5.0
+"""Seconds after its last cell, or its last switch, in which only a claim may take from a kernel."""
+
+
 class Ledger:
     """GPUs and kernels as they will be once the actions planned so far are carried out."""
 
@@ -159,6 +163,13 @@ class Ledger:
     def in_grace(self, entry: Entry) -> bool:
         """Return whether an idle binding or a reservation is still left alone."""
         return self.idle_s(entry) < self.settings.grace_period_s
+
+    def is_calm(self, entry: Entry) -> bool:
+        """Return whether a kernel is between bursts, and not just between two of its cells.
+
+        A cell that waits need not ask; what is done ahead of need, or for order's sake, does.
+        """
+        return self.idle_s(entry) >= max(CALM_S, self.settings.grace_period_s)
 
     def need_probability(self, entry: Entry) -> float:
         """Return P(the kernel needs its GPU within the pre-bind horizon)."""

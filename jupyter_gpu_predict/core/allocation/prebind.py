@@ -8,7 +8,7 @@ from ..model import GpuView, KernelView, LeaseState
 from ..sizes import format_bytes
 from .capacity import takes_new_leases
 from .entry import Entry
-from .ledger import Ledger, short
+from .ledger import CALM_S, Ledger, short
 from .steps import Stage, Wish
 from .victims import carry_out, room
 
@@ -43,7 +43,7 @@ def _probability(ledger: Ledger, kernel: KernelView) -> float:
     if ledger.now_s < kernel.no_resume_before_s:
         return 0.0  # it has just failed to come back
     # What has just been taken back, or has just run out, is not fetched at once again.
-    if lease is not None and ledger.now_s - lease.since_s < settings.grace_period_s:
+    if lease is not None and ledger.now_s - lease.since_s < max(CALM_S, settings.grace_period_s):
         return 0.0
     if lease is not None and lease.state is LeaseState.SUSPENDED:
         if kernel.busy or kernel.suspended_bytes == 0:

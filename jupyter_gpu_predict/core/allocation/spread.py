@@ -72,7 +72,7 @@ def may_go(ledger: Ledger, entry: Entry) -> bool:
         and kernel.movable
         and kernel.keep_reason is None
         and kernel.age_s >= BELIEVED_AFTER_S
-        and not ledger.in_grace(entry)
+        and ledger.is_calm(entry)
         and ledger.need_probability(entry) < ledger.settings.prebind_threshold
     )
 

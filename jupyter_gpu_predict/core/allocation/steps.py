@@ -67,7 +67,8 @@ def steps_of(ledger: Ledger, uuid: str, stage: Stage, wish: Wish) -> list[Step]:
         found = [s for s in found if s.entry is not wish.entry]
     if wish.below is None or not found:
         return found
-    likely = ((ledger.need_probability(s.entry), s) for s in found)
+    calm = found if stage is Stage.SLACK else [s for s in found if ledger.is_calm(s.entry)]
+    likely = ((ledger.need_probability(s.entry), s) for s in calm)
     cheap = [(p * s.entry.kernel.restore_cost_s, s) for p, s in likely if p < wish.below]
     if stage is not Stage.SLACK:
         cheap.sort(key=lambda c: c[0])

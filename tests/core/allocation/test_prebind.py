@@ -66,7 +66,8 @@ def test_queued_cells_are_a_certainty():
     ids=["unlikely", "just reclaimed", "busy", "no agent", "at work", "no forecast"],
 )
 def test_what_is_not_brought_back(kernel):
-    assert decide(view([gpu(0)], [kernel])).actions == ()
+    for grace_s in (0.0, 5.0):
+        assert decide(view([gpu(0)], [kernel], grace_period_s=grace_s)).actions == ()
 
 
 def test_no_prebind_when_switched_off_or_on_a_closed_gpu():
@@ -100,7 +101,15 @@ def test_a_less_likely_idle_kernel_makes_way_when_that_pays():
     ids=["likelier", "likelier, free", "dear", "pinned", "busy", "in grace", "of priority"],
 )
 def test_who_does_not_make_way(victim):
-    assert decide(view([gpu(0)], [returning(0.8), victim])).actions == ()
+    for grace_s in (0.0, 5.0):
+        both = [returning(0.8), victim]
+        assert decide(view([gpu(0)], both, grace_period_s=grace_s)).actions == ()
+
+
+def test_without_a_grace_period_who_has_just_run_makes_way_to_a_claim_alone():
+    fresh = idle(0.1, last_used_s=NOW - 1.0)
+    plan = decide(view([gpu(0)], [fresh], [claim("new", 400)], grace_period_s=0.0))
+    assert kinds(plan) == ["Reclaim", "Bind"]
 
 
 def test_two_kernels_do_not_push_each_other_out_in_turn():
@@ -112,7 +121,8 @@ def test_two_kernels_do_not_push_each_other_out_in_turn():
         lease=lease("back", "G0", 300, since_s=NOW),
     )
     now_out = suspended("idle", "G0", 400, since_s=NOW, forecast=forecast("idle", 0.99))
-    assert decide(view([gpu(0)], [now_back, now_out])).actions == ()
+    for grace_s in (0.0, 5.0):
+        assert decide(view([gpu(0)], [now_back, now_out], grace_period_s=grace_s)).actions == ()
 
 
 def test_a_kernel_without_forecast_is_robbed_by_how_long_it_is_idle():

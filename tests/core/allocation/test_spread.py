@@ -47,7 +47,9 @@ def test_who_stays():
         {"last_used_s": 999.5},
         {"queued_runs": 1},
     ):
-        assert not of(decide(view([gpu(0), gpu(1)], crowd(**changes))), Migrate), changes
+        for grace_s in (0.0, 5.0):
+            crowded = view([gpu(0), gpu(1)], crowd(**changes), grace_period_s=grace_s)
+            assert not of(decide(crowded), Migrate), changes
 
 
 def test_no_move_to_a_gpu_that_is_full_crowded_cordoned_or_less_sound():
