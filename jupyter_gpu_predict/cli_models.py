@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BadInputError, NotFoundError
+from .errors import BadInputError, ModelFileError, NotFoundError
 
 if TYPE_CHECKING:
     from .core.trace.document import Document
@@ -198,7 +198,11 @@ def _show(options: argparse.Namespace) -> int:
 
     registry = _registry(options)
     registry.read(options.kind, options.version)
-    version = next(v for v in registry.versions(options.kind) if v.version == options.version)
+    found = (v for v in registry.versions(options.kind) if v.version == options.version)
+    if (version := next(found, None)) is None:
+        raise ModelFileError(
+            f"model {options.kind} {options.version} does not say what it is; delete it"
+        )
     serving = registry.serving(options.kind) == version.version
     model = {**_model(version), "serving": serving}
     if options.json:

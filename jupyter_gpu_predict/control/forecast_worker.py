@@ -72,16 +72,18 @@ class Learned(Generic[Model]):
         self.notes: tuple[str, ...] = ()
         self._load = load
         self._shipped = self._model = shipped
-        self._file: str | None = None
+        self._known: tuple[str, int] | None = None
 
     def model(self, file: str | None) -> Model:
         """Return the model of a file, or the shipped one if no file is named."""
-        if file != self._file:
-            self._file, self.notes = file, ()
+        known = None if file is None else (file, _stamp(file))
+        if known != self._known:
+            self._known, self.notes = known, ()
             try:
                 self._model = self._shipped if file is None else self._read(Path(file))
-            except GpuPredictError as error:
-                self.notes = (str(error),)
+            except Exception as error:
+                # Whatever a file brings about: it must not cost the forecasts of the other models.
+                self.notes = (str(error) or repr(error),)
         return self._model
 
     def _read(self, path: Path) -> Model:
@@ -92,12 +94,20 @@ class Learned(Generic[Model]):
             record = json.loads(path.read_bytes())
             if not isinstance(record, dict):
                 raise ValueError("no JSON object")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelFileError(
                 f"model {name}: its file cannot be read ({error}); the one before it goes on "
                 "serving"
             ) from error
         return self._load(record, name)
+
+
+def _stamp(file: str) -> int:
+    """Return what changes when a file is written anew, -1 if it cannot be seen."""
+    try:
+        return os.stat(file).st_mtime_ns
+    except OSError:
+        return -1
 
 
 class Zoo:
@@ -235,8 +245,9 @@ def _with_content(
     try:
         situation = known_peaks(situation_from_record(request["situation"]))
         said = forecast_content(model, situation, tuple(request["horizons_s"]))
-    except GpuPredictError as error:
-        return replace(forecast, notes=(*forecast.notes, f"{CONTENT}: {error}"))
+    except Exception as error:
+        # What a notebook brings about must not cost the forecast by timing.
+        return replace(forecast, notes=(*forecast.notes, f"{CONTENT}: {error!r}"))
     found = with_content(forecast, said)
     return replace(found, notes=(*found.notes, *learned.notes))
 

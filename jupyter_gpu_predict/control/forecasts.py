@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from ..core.forecast.prior import choose_prior
@@ -106,7 +107,8 @@ class ForecastRounds:
         running_s = record.running_since_s
         known_until_s = self._loop.clock() - TOLD_LATE_S if running_s is None else running_s
         uses_s = (run.start_s for run in record.runs if touches_gpu(run))
-        record.scores.happened(uses_s, known_until_s)
+        # A cell that waits needs the GPU from then on, not from when it gets it.
+        record.scores.happened(chain(uses_s, record.claimed_s), known_until_s)
         if not record.busy and not record.queued_cells:
             record.scores.said(
                 forecast.made_s,

@@ -301,6 +301,9 @@ class ControlLoop:
         if claim.claim_id in self.claims:
             return
         self.claims[claim.claim_id] = claim
+        record = self.kernels.get(claim.kernel_id)
+        if record is not None and claim.origin == "cell":
+            record.claimed_s.append(claim.made_s)
         self.event(
             "claim",
             kernel_id=claim.kernel_id,

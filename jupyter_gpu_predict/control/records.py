@@ -78,6 +78,8 @@ class KernelRecord:
     prebound: Literal["restored", "reserved"] | None = None
     kept: list[tuple[str, int]] = field(default_factory=list)
     peaks: dict[str, int] = field(default_factory=dict)
+    claimed_s: deque[float] = field(default_factory=lambda: deque(maxlen=500))
+    """When cells of this kernel asked for GPU memory; they may have begun much later, or never."""
     runs: deque[CellRun] = field(default_factory=lambda: deque(maxlen=500))
     samples: deque[DemandSample] = field(default_factory=lambda: deque(maxlen=2000))
     decisions: deque[Decision] = field(default_factory=lambda: deque(maxlen=100))

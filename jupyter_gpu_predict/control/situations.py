@@ -103,15 +103,18 @@ class Situations:
         )
         try:
             async with self._computing:
-                situation = await asyncio.to_thread(self._read, record, saved, known)
+                history, situation = await asyncio.to_thread(self._read, record, saved, known)
         except GpuPredictError as error:
             return Seen(None, saved, (*notes, str(error)))
+        self._histories[record.kernel_id] = history
         return Seen(situation, saved, notes)
 
-    def _read(self, record: KernelRecord, saved: SavedNotebook, known: Known) -> Situation:
+    def _read(
+        self, record: KernelRecord, saved: SavedNotebook, known: Known
+    ) -> tuple[_History, Situation]:
         history = self._history(record, saved, known.now_s)
         known = replace(known, earlier=history.earlier, elsewhere=history.elsewhere)
-        return situation_of(saved.document, known)
+        return history, situation_of(saved.document, known)
 
     def _history(self, record: KernelRecord, saved: SavedNotebook, now_s: float) -> _History:
         digests = [cell.digest for cell in saved.document.cells[:MAX_CELLS]]
@@ -121,7 +124,7 @@ class Situations:
         cell_runs = self._loop.store.cell_runs
         earlier = cell_runs(notebook=record.notebook) if record.notebook else []
         elsewhere = cell_runs(digests=digests)
-        known = _History(
+        return _History(
             digests,
             now_s,
             [run for run in earlier if run.kernel_id != record.kernel_id],
@@ -131,5 +134,3 @@ class Situations:
                 if run.kernel_id != record.kernel_id and run.notebook != record.notebook
             ],
         )
-        self._histories[record.kernel_id] = known
-        return known

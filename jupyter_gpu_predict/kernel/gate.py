@@ -105,7 +105,7 @@ class Gate:
         self.link = link
         self.deadline_s = deadline_s
         self._waiting: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Future[Grant]]] = {}
-        self._asked: dict[str, Callable[[str, Grant | None], None]] = {}
+        self._asked: dict[str, Callable[[str, Grant | None], bool]] = {}
         self._notes: dict[str, WaitNote] = {}
         self._reasons: dict[str, str] = {}
 
@@ -186,7 +186,7 @@ class Gate:
     def ask(
         self,
         wanted_bytes: int,
-        answered: Callable[[str, Grant | None], None],
+        answered: Callable[[str, Grant | None], bool],
         *,
         priority: int,
         affinity: str | None,
@@ -223,15 +223,13 @@ class Gate:
     def grant(self, claim_id: str, grant: Grant) -> bool:
         """Wake the claim; false if it waits no more. Safe from any thread."""
         if (answered := self._asked.pop(claim_id, None)) is not None:
-            answered(claim_id, grant)
-            return True
+            return answered(claim_id, grant)
         return self._settle(claim_id, lambda future: future.set_result(grant))
 
     def refuse(self, claim_id: str, reason: str) -> bool:
         """End the claim with `reason`; false if it waits no more. Safe from any thread."""
         if (answered := self._asked.pop(claim_id, None)) is not None:
-            answered(claim_id, None)
-            return True
+            return answered(claim_id, None)
         return self._settle(claim_id, lambda future: future.set_exception(ClaimRefused(reason)))
 
     def _settle(self, claim_id: str, settle: Any) -> bool:

@@ -200,15 +200,16 @@ class Headroom:
         self._asked = claim_id, now_s
         return False
 
-    def _answered(self, claim_id: str, grant: Grant | None) -> None:
-        """Take the server's answer, in the thread in which it came."""
+    def _answered(self, claim_id: str, grant: Grant | None) -> bool:
+        """Take the server's answer, in the thread in which it came; false if it waits no more."""
         with self._lock:
             if self._asked is None or self._asked[0] != claim_id:
-                return
+                return False
             self._ended(grant)
         if grant is not None:
             with self.agent.lock:
                 self.agent._take(grant)
+        return True
 
     def _ended(self, grant: Grant | None) -> None:
         now_s, asked = time.monotonic(), self._asked

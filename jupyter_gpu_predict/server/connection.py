@@ -168,7 +168,7 @@ def _cell_of(metadata: Any, content: Any) -> Cell | None:
         if request.get("silent"):
             return None
         digest = source_digest(code) if len(code) <= MAX_SOURCE else ""
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return (cell_id if isinstance(cell_id, str) else None), digest
 

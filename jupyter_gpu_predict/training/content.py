@@ -54,7 +54,7 @@ def collect_moves(traces: Traces, read: Read) -> dict[str, list[Move]]:
         moves: list[Move] = []
         earlier: list[CellRun] = []
         for runs in kernels.values():
-            moves += moves_of(document, runs, earlier)
+            moves += moves_of(document, runs[-MAX_MOVES:], earlier)
             earlier += runs
         if moves:
             found[notebook] = moves[-MAX_MOVES:]

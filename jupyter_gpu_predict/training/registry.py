@@ -87,7 +87,9 @@ class ModelRegistry:
         """
         folder = self.folder / about.kind
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        number = max(self._numbers(about.kind), default=0) + 1
+        # A number is not used again, whatever was deleted: a worker knows a model by its file.
+        known = [*self._numbers(about.kind), *self._history(about.kind)]
+        number = max(known, default=0) + 1
         written = ModelVersion(**{**asdict(about), "version": number})
         _write(self._path(about.kind, number), {"about": asdict(written), **record})
         return written
@@ -140,9 +142,12 @@ class ModelRegistry:
         return next(reversed(history[:-1]), None)
 
     def serving_path(self, kind: str) -> Path | None:
-        """Return the file of the version that serves, ``None`` if none does."""
-        number = self.serving(kind)
-        return None if number is None else self._path(kind, number)
+        """Return the file of the version that serves, ``None`` if none does.
+
+        Where it is gone, that is the one that served before it.
+        """
+        paths = (self._path(kind, number) for number in reversed(self._history(kind)))
+        return next((path for path in paths if path.exists()), None)
 
     def _numbers(self, kind: str) -> list[int]:
         try:
@@ -172,7 +177,7 @@ class ModelRegistry:
             record = json.loads(path.read_bytes())
             if not isinstance(record, dict):
                 raise ValueError("it is no JSON object")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelFileError(
                 f"model {kind} {number}: {path.name} cannot be read ({error}); delete it and train "
                 "again with jupyter gpu train"

@@ -6,7 +6,6 @@ import importlib
 import sys
 
 import pytest
-from conftest import KEY
 
 from jupyter_gpu_predict.snapshots.inspect.verify import verify
 from jupyter_gpu_predict.snapshots.rebuild import Rebuild
@@ -22,6 +21,8 @@ X = rng.standard_normal((3000, 4))
 forest = RandomForestClassifier(3, random_state=0).fit(X, rng.integers(0, 2, 3000))
 trees = [one.tree_ for one in forest.estimators_]
 """
+
+KEY = bytes(range(32))
 
 
 @pytest.fixture

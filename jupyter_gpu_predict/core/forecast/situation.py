@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from ..model import CellRun, Outcome
-from ..trace.document import Document, Trail, find, follow
+from ..trace.document import MAX_TRAIL, Document, Trail, find, follow
 from ..trace.records import check_number, check_runs, end_of
 from .content import Situation
 from .delay import Moment
@@ -104,9 +104,9 @@ def moves_of(
             continue
         trail = Trail(
             size=len(document),
-            positions=tuple(p for p in places[:i] if p is not None),
+            positions=tuple(p for p in places[max(0, i - MAX_TRAIL) : i] if p is not None),
             earlier=moves,
             failed=done[i - 1].outcome is Outcome.ERROR,
         )
         gap_s = max(0.0, done[i].start_s - end_of(done[i - 1]))
-        yield trail, after, moment_of(done[:i], trail), gap_s
+        yield trail, after, moment_of(done[max(0, i - MAX_TRAIL) : i], trail), gap_s
