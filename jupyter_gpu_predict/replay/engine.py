@@ -127,6 +127,10 @@ class Outcome:
     end_s: float = 0.0
 
 
+FOR_EVER_S = 7 * 86_400.0
+"""Seconds in which nothing happens, after which who waits is taken to wait for ever."""
+
+
 class Simulation:
     """One replay. Policies act by `start`, `give`, `take`, `halt`, `drop`, `move` and `wake`."""
 
@@ -169,7 +173,7 @@ class Simulation:
                 heap.append((book.source.think_s[0], _ASK, book.index, 0))
         heapify(heap)
         policy.begin(self)
-        events = 0
+        events, last_s = 0, 0.0
         while heap or self.alarm_s < math.inf:
             now = min(heap[0][0], self.alarm_s) if heap else self.alarm_s
             self._pass(now)
@@ -184,12 +188,15 @@ class Simulation:
                 if book.version != version:
                     continue
                 events += 1
+                last_s = now
                 if kind == _ASK:
                     self._ask(book)
                 elif kind == _START:
                     self._begin_work(book)
                 else:
                     self._end(book)
+            if not heap and now - last_s > FOR_EVER_S:
+                break  # nobody thinks, works or travels, and the policy only looks again
             policy.decide(self)
         outcome.events = events
         outcome.end_s = self.now_s

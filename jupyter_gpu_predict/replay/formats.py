@@ -42,8 +42,10 @@ def _adobe(columns: dict[str, Array]) -> Records:
 
 def _cells(columns: dict[str, Array]) -> Records:
     # Whether a cell used the GPU is a guess from its source, made by whoever took the trace.
-    found = Records(columns["session"], columns["t_start_s"], columns["dur_s"])
-    return found.take(columns["gpu_cell"] != 0)
+    uses = columns["gpu_cell"]
+    # Without a word on the GPU a record is none that can be used, and is counted as such.
+    work_s = np.where(np.isnan(uses), np.nan, columns["dur_s"])
+    return Records(columns["session"], columns["t_start_s"], work_s).take(uses != 0)
 
 
 def _requests(columns: dict[str, Array]) -> Records:
@@ -51,7 +53,14 @@ def _requests(columns: dict[str, Array]) -> Records:
 
 
 def _pods(columns: dict[str, Array]) -> Records:
-    """Return runs of samples in which a GPU was busy as bursts; a gap in the samples ends one."""
+    """Return runs of samples in which a GPU was busy as bursts; a gap in the samples ends one.
+
+    A sample without a time or a duty is a record of its own, which cannot be used.
+    """
+    known = (columns["t_s"] >= 0) & (columns["duty_pct"] >= 0)
+    known &= np.isfinite(columns["t_s"]) & np.isfinite(columns["duty_pct"])
+    unusable = columns["pod"][~known]
+    columns = {name: values[known] for name, values in columns.items()}
     order = np.lexsort((columns["t_s"], columns["pod"]))
     pod, t_s, duty, mib = (columns[c][order] for c in ("pod", "t_s", "duty_pct", "mem_mib"))
     busy = duty > 0
@@ -61,11 +70,23 @@ def _pods(columns: dict[str, Array]) -> Records:
     at = np.flatnonzero(first)
     samples = np.bincount(number, minlength=len(at))
     last = np.flatnonzero(busy)[np.cumsum(samples) - 1] if len(at) else at
-    memory = np.zeros(len(at))
+    memory = np.full(len(at), np.nan)
     np.fmax.at(memory, number, mib[busy])
     mean = np.bincount(number, weights=duty[busy], minlength=len(at)) / np.maximum(1, samples)
     work_s = t_s[last] - t_s[at] + _POD_STEP_S
-    return Records(pod[at], t_s[at], work_s, None, memory * MIB, mean / 100)
+    nothing: Array = np.full(len(unusable), np.nan)
+
+    def with_unusable(values: Array) -> Array:
+        return np.concatenate([values, nothing])
+
+    return Records(
+        np.concatenate([pod[at], unusable]),
+        with_unusable(t_s[at]),
+        with_unusable(work_s),
+        None,
+        with_unusable(memory * MIB),
+        with_unusable(mean / 100),
+    )
 
 
 _POD_STEP_S = 57.0

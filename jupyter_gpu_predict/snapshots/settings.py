@@ -197,7 +197,7 @@ def _apply_torch(state: dict[str, Any]) -> None:
     import torch
 
     torch.set_rng_state(_byte_tensor(torch, state["random"]))
-    for kind, states in state["device random"].items():
+    for kind, states in state.get("device random", {}).items():
         _set_device_random(torch, kind, states)
     torch.set_default_dtype(getattr(torch, state["dtype"].removeprefix("torch.")))
     if str(torch.get_default_device()) != state["device"]:

@@ -172,3 +172,18 @@ def test_nobody_does_better_in_all_than_a_clairvoyant_on_one_gpu():
     best = sum(replayed(load, Sjf()).delay_s)
     for make in (Lru, OnDemand, Reservation, partial(Product)):
         assert sum(replayed(load, make()).delay_s) > best
+
+
+def test_a_burst_that_outlasts_its_prediction_is_halted_without_another_event():
+    """Predicted at 72 s, it has run for longer than twice the other's 100 s at 200 s."""
+    policy = ShortestRemaining(error=1.0)
+    begin = policy.begin
+
+    def wrong(sim):
+        begin(sim)
+        policy._factor = [[0.002], [1.0]]
+
+    policy.begin = wrong
+    outcome = replayed(workload([(0, 36_000)], [(75, 100)]), policy)
+    assert outcome.halts == 1
+    assert delays(outcome)[1, 0] == pytest.approx(202 - 75 + 4, abs=1.0)

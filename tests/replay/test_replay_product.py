@@ -8,7 +8,9 @@ from replay_cases import delays, replayed, workload
 
 from jupyter_gpu_predict.core.allocation.policy import decide
 from jupyter_gpu_predict.core.model import PolicySettings
-from jupyter_gpu_predict.core.plans import Queue
+from jupyter_gpu_predict.core.plans import Plan, Queue
+from jupyter_gpu_predict.errors import ConflictError
+from jupyter_gpu_predict.replay.machine import Costs
 from jupyter_gpu_predict.replay.policies.product import BEGIN_S, Product
 
 AT_ONCE = PolicySettings(grace_period_s=0.0)
@@ -49,6 +51,12 @@ def test_the_minimum_between_switches_is_waited_for_without_an_event():
     """Nothing happens at 60 s but that the burst has had its minimum."""
     found = delays(replayed(workload([(0, 1000)], [(30, 10)]), Product(HALTS)))
     assert found[1, 0] == pytest.approx(62 - 30 + 4, abs=1.0)
+
+
+def test_a_burst_on_its_way_is_not_halted_however_long_that_takes():
+    load = workload(*[[(float(i), 3000)] for i in range(6)])
+    costs = Costs(100.0, 100.0, 100.0, 200.0)
+    assert replayed(load, Product(HALTS), costs=costs).halts > 0
 
 
 def test_state_in_the_host_goes_to_a_gpu_that_is_free_and_pays_for_the_move():
@@ -96,3 +104,11 @@ def test_what_it_is_told_of_duties_can_be_wrong():
 
     replayed(workload([(0, 5)], duty=0.3), Telling(duty_factor=2.0), shared=True)
     assert set(seen) == {0.6}
+
+
+def test_a_claim_that_is_never_granted_ends_the_replay(monkeypatch):
+    """The product looks again each minute, for ever."""
+    idle = Plan(0.0, ())
+    monkeypatch.setattr("jupyter_gpu_predict.replay.policies.product.decide", lambda _: idle)
+    with pytest.raises(ConflictError, match="wait for ever"):
+        replayed(workload([(0, 10)]), Product(AT_ONCE))

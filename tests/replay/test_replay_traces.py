@@ -49,6 +49,23 @@ def test_what_is_not_usable_is_counted_and_left_out(tmp_path):
     assert "1 bursts begin before the one before them ended" in told
 
 
+def test_a_cell_that_does_not_say_whether_it_used_the_gpu_is_counted(tmp_path):
+    text = "session,t_start_s,dur_s,gpu_cell\na,0,1,1\na,5,1,\na,9,1,0\n"
+    trace = read_trace(write(tmp_path, text))
+    assert trace.bursts == 1
+    assert "1 records without a usable number" in " / ".join(trace.notes)
+
+
+def test_a_bad_sample_of_a_pod_is_counted_and_makes_no_memory_of_nothing(tmp_path):
+    rows = ["p,0,50,100", "p,57,nan,100", "p,114,50,nan", "p,171,-3,100", "p,228,0,100", "q,0,9,"]
+    trace = read_trace(write(tmp_path, "pod,t_s,duty_pct,mem_mib\n" + "\n".join(rows) + "\n"))
+    (session,) = trace.sessions
+    assert session.work_s.tolist() == [3 * 57]
+    assert session.memory_bytes.tolist() == [100 << 20]
+    # Two samples that cannot be read, and a burst whose memory nobody knows.
+    assert "3 records without a usable number" in " / ".join(trace.notes)
+
+
 def test_columns_that_are_not_used_are_named(tmp_path):
     trace = read_trace(write(tmp_path, "colour,session,start_min,dur_min,num_gpu\nred,a,1,2,1\n"))
     assert trace.bursts == 1

@@ -10,6 +10,9 @@ import numpy as np
 from ..engine import RUNS, Book, Gpu, Simulation
 from .classic import Lru, free_gpu, take_least_recent
 
+_AFTER_S = 1e-6
+"""Rounding must not wake a policy just before what it waits for."""
+
 
 class Preempting(Lru):
     """Halts the running burst with the largest rank for one whose rank is `factor` times less.
@@ -109,6 +112,13 @@ class ShortestRemaining(Preempting):
         return whole_s - had_s if whole_s > had_s else had_s
 
     def ready_s(self, sim: Simulation, running: Book, waiting: Book) -> float:
-        """Return now if the waiting one is expected to be over much sooner."""
-        sooner = self.factor * self.rank_s(sim, waiting) <= self.rank_s(sim, running)
-        return sim.now_s if sooner else math.inf
+        """Return when the waiting one will be expected to be over much sooner, maybe now.
+
+        Past its prediction a running burst is expected to last for ever longer.
+        """
+        enough_s = self.factor * self.rank_s(sim, waiting)
+        if enough_s <= self.rank_s(sim, running):
+            return sim.now_s
+        had_s = running.had_s(sim.now_s)
+        whole_s: float = running.work_s * self._factor[running.index][running.number]
+        return sim.now_s + max(whole_s, enough_s) - had_s + _AFTER_S

@@ -170,13 +170,18 @@ class Product:
             target_bytes=book.bytes if kernel.target is not None else 0,
             age_s=now - BEGIN_S + 600.0,
             suspend_by=Rung.DRIVER_CHECKPOINT if preempt else Rung.IN_PLACE,
-            why_not_preempt=None if preempt else _NOT_PROVEN,
+            why_not_preempt=self._why_not_preempt(book),
             attained_s=kernel.burst.attained_s(self.sim.now_s) if preempt else 0.0,
             switched_s=max(0.0, book.switched_s + BEGIN_S),
             checkpointed=kernel.checkpointed,
             preempted_s=book.switched_s + BEGIN_S if book.phase == HALTED else None,
         )
         return kernel.view
+
+    def _why_not_preempt(self, book: Book) -> str | None:
+        if not self.settings.preempt:
+            return _NOT_PROVEN
+        return "its state is on its way" if book.phase == COMES else None
 
     def _claim(self, kernel: Kernel, origin: str) -> None:
         self._epoch += 1
@@ -279,6 +284,9 @@ class Product:
             return True
         if kernel.book.gpu is not None:
             sim.take(kernel.book)
+            # The move's own time holds the way out, and nobody pushed it off its GPU.
+            sim.outcome.evictions -= 1
+            sim.outcome.switch_s -= sim.costs.suspend_s
         kernel.arrives_s = sim.now_s + sim.costs.move_s
         sim.outcome.switch_s += sim.costs.move_s
         self._moving += 1
