@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from jupyter_gpu_predict.core.forecast.live import MIN_OUTCOMES
 from jupyter_gpu_predict.core.model import (
     HORIZONS_S,
     CellRun,
+    Claim,
     Forecast,
     HorizonForecast,
     NeedForecast,
@@ -111,6 +113,61 @@ def test_who_was_right_serves(play: Callable[..., None]) -> None:
         last = models.seen[-1]
         assert last is not None
         assert last.trail.positions == (1,) * MIN_OUTCOMES
+        await rounds.close()
+
+    play(story)
+
+
+def test_a_cell_that_waits_for_its_gpu_needed_it_from_its_claim_on(
+    play: Callable[..., None],
+) -> None:
+    """Content said so; the cell came soon, and began only long after every horizon."""
+
+    async def story(stage: Stage) -> None:
+        port = await stage.kernel("a")
+        assert port.record is not None
+        stage.loop.notebooks = Saved(*SOURCES)
+        rounds = ForecastRounds(stage.loop, Two(content=1.0, timing=0.0), 10.0)
+        await forecast(rounds, stage)
+        stage.now += 2
+        stage.loop.claim(Claim("c", "a", 100, stage.now, stage.now + 900))
+        stage.now += 600
+        scored = {n.model: n.brier for n in (await forecast(rounds, stage)).needs}
+        assert scored == {"content": 0.0, "persistence": 1.0}
+        await rounds.close()
+
+    play(story)
+
+
+def test_a_kernel_gone_while_its_history_is_read_leaves_none_behind(
+    play: Callable[..., None],
+) -> None:
+    async def story(stage: Stage) -> None:
+        port = await stage.kernel("a")
+        assert port.record is not None
+        stage.loop.notebooks = Saved(*SOURCES)
+        rounds = ForecastRounds(stage.loop, Two(0.5, 0.5), 10.0)
+        situations = rounds._situations
+        begun, gone, done = (threading.Event() for _ in range(3))
+        whole = situations._read
+
+        def slow(*given: Any) -> Any:
+            begun.set()
+            gone.wait(30)
+            try:
+                return whole(*given)
+            finally:
+                done.set()
+
+        situations._read = slow  # type: ignore[method-assign]
+        task = asyncio.ensure_future(situations.of(port.record, stage.now))
+        await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+        situations.forget("a")
+        gone.set()
+        await asyncio.to_thread(done.wait, 30)
+        await asyncio.wait({task})
+        assert not situations._histories
         await rounds.close()
 
     play(story)

@@ -125,6 +125,12 @@ def test_a_learned_model_is_taken_over_and_a_damaged_one_is_not(tmp_path: Path) 
         names, notes = await fresh("third")
         assert "boosted" in names
         assert any("demand 2" in note and "goes on serving" in note for note in notes)
+        # Written anew under the same name, it is read anew.
+        cut.write_bytes(model.read_bytes())
+        os.utime(cut, ns=(1, 1))
+        names, notes = await fresh("written again")
+        assert "boosted" in names
+        assert not any("demand 2" in note for note in notes)
         serving[0] = None
         names, notes = await fresh("fourth")
         assert "boosted" not in names

@@ -122,10 +122,12 @@ def test_an_ask_is_answered_once_and_nothing_waits_for_it() -> None:
     gate = Gate(link, 60.0)
     answers: list[tuple[str, Grant | None]] = []
 
+    def answered(claim_id: str, grant: Grant | None) -> bool:
+        answers.append((claim_id, grant))
+        return True
+
     def ask() -> str:
-        return gate.ask(
-            7, lambda *answer: answers.append(answer), priority=1, affinity="GPU", deadline_s=5.0
-        )
+        return gate.ask(7, answered, priority=1, affinity="GPU", deadline_s=5.0)
 
     one, two, three = ask(), ask(), ask()
     assert not gate.waiting
@@ -139,3 +141,6 @@ def test_an_ask_is_answered_once_and_nothing_waits_for_it() -> None:
     assert not any((gate.grant(one, grant), gate.refuse(two, ""), gate.grant(three, grant)))
     gate.withdraw(three, "again")
     assert len(link.said) == 4
+    # A cell that has ended meanwhile takes nothing, and the server hears so.
+    late = gate.ask(7, lambda *_: False, priority=1, affinity="GPU", deadline_s=5.0)
+    assert not gate.grant(late, grant)

@@ -245,6 +245,7 @@ def test_the_cell_of_a_request() -> None:
     for broken in (None, 3, [], {}, {"code": 3}, b"{", b'{"code": "\xff"}'):
         assert _cell_of({}, broken) is None
     assert _cell_of(None, content) is None
+    assert _cell_of({}, b"[" * 100_000) is None
     assert _cell_of({"cellId": "c1"}, {"code": "x" * 60_000}) == ("c1", "")
     assert _cell_of(b"{}", b"[" * (1 << 20)) == (None, "")
 

@@ -36,6 +36,19 @@ def test_versions_count_up_and_serve_only_when_told(tmp_path: Path) -> None:
         registry.rollback("demand")
 
 
+def test_the_number_of_a_deleted_version_is_not_used_again(tmp_path: Path) -> None:
+    """A worker that has read it would go on with it."""
+    registry = ModelRegistry(tmp_path)
+    for i in range(2):
+        registry.add({"x": i}, about())
+        registry.promote("demand", i + 1)
+    (tmp_path / "demand" / "0002.json").unlink()
+    path = registry.serving_path("demand")
+    assert path is not None, "the one before it serves"
+    assert path.name == "0001.json"
+    assert registry.add({"x": 2}, about()).version == 3
+
+
 def test_promoting_twice_leaves_the_way_back(tmp_path: Path) -> None:
     registry = ModelRegistry(tmp_path)
     for i in range(2):
