@@ -23,7 +23,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
@@ -40,7 +39,8 @@ from ..core.forecast.situation_record import situation_from_record
 from ..core.model import Forecast
 from ..core.trace.rows import run_from_row, sample_from_row
 from ..core.trace.series import demand_series
-from ..errors import GpuPredictError, ModelFileError
+from ..errors import GpuPredictError
+from .model_file import read_model_file, shipped_content
 
 DEFAULT_LIMIT_S = 120.0
 
@@ -51,8 +51,6 @@ MAX_KERNELS = 512
 
 SEED = 1
 """Prophet samples from numpy's global generator; a forecast must not depend on the one before."""
-
-MAX_MODEL_BYTES = 1 << 26
 
 Model = TypeVar("Model")
 
@@ -88,17 +86,7 @@ class Learned(Generic[Model]):
 
     def _read(self, path: Path) -> Model:
         name = f"{path.parent.name} {path.stem.lstrip('0')}"
-        try:
-            if path.stat().st_size > MAX_MODEL_BYTES:
-                raise ValueError(f"larger than {MAX_MODEL_BYTES >> 20} MiB")
-            record = json.loads(path.read_bytes())
-            if not isinstance(record, dict):
-                raise ValueError("no JSON object")
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelFileError(
-                f"model {name}: its file cannot be read ({error}); the one before it goes on "
-                "serving"
-            ) from error
+        record = read_model_file(path, name, "the one before it goes on serving")
         return self._load(record, name)
 
 
@@ -114,13 +102,13 @@ class Zoo:
     """The learned models, and the latest backtest of each kernel."""
 
     def __init__(self) -> None:
-        weights = files("jupyter_gpu_predict.core.forecast") / "weights" / "content.json"
-        shipped = ContentModel.from_record(json.loads(weights.read_text()))
         self.evaluations: OrderedDict[str, Evaluation] = OrderedDict()
         self.demand = Learned[tuple[Forecaster, ...]](
             lambda record, name: (Boosted(demand_model(record, name)),), ()
         )
-        self.content = Learned(lambda record, _: ContentModel.from_record(record), shipped)
+        self.content = Learned(
+            lambda record, _: ContentModel.from_record(record), shipped_content()
+        )
 
     def keep(self, kernel_id: str, evaluation: Evaluation | None) -> None:
         """Remember a kernel's latest backtest."""

@@ -140,12 +140,9 @@ class Gate:
         deadline_s = self.deadline_s if deadline_s is None else deadline_s
         loop = asyncio.get_running_loop()
         granted: asyncio.Future[Grant] = loop.create_future()
-        now = time.time()
-        message = ClaimMessage(
-            claim_id=uuid.uuid4().hex,
-            bytes=wanted_bytes,
-            deadline_s=now + deadline_s,
-            made_s=now,
+        message = _message(
+            wanted_bytes,
+            deadline_s,
             priority=priority,
             affinity=affinity,
             critical=critical,
@@ -196,15 +193,8 @@ class Gate:
 
         `answered` is called with the id and the grant, ``None`` for a refusal, from any thread.
         """
-        now = time.time()
-        message = ClaimMessage(
-            claim_id=uuid.uuid4().hex,
-            bytes=wanted_bytes,
-            deadline_s=now + deadline_s,
-            made_s=now,
-            priority=priority,
-            affinity=affinity,
-            origin="growth",
+        message = _message(
+            wanted_bytes, deadline_s, priority=priority, affinity=affinity, origin="growth"
         )
         self._asked[message.claim_id] = answered
         self.link.notify(message)
@@ -297,3 +287,15 @@ class WaitNote:
 
 def _mib(n: int) -> str:
     return f"{n / (1 << 20):.1f} MiB"
+
+
+def _message(wanted_bytes: int, deadline_s: float, **about: Any) -> ClaimMessage:
+    """Return a new claim made now, which ends in `deadline_s` seconds."""
+    now = time.time()
+    return ClaimMessage(
+        claim_id=uuid.uuid4().hex,
+        bytes=wanted_bytes,
+        deadline_s=now + deadline_s,
+        made_s=now,
+        **about,
+    )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from importlib.resources import files
 
+from ..control.model_file import shipped_content
 from ..core.forecast import delay, next_cell
 from ..core.forecast.content import NAME, ContentModel
 from ..core.forecast.delay import EDGES_S, Moment
@@ -15,7 +14,7 @@ from ..core.forecast.situation import moves_of
 from ..core.model import CellRun
 from ..core.trace.document import Document, Trail
 from ..errors import BadInputError
-from .pipeline import MAX_RUNS, MIN_OWNERS, Progress, Traces, Trained, held_out
+from .pipeline import MAX_RUNS, MIN_OWNERS, Progress, Traces, Trained, held_out, kept
 from .registry import ModelRegistry, ModelVersion
 
 MIN_MOVES = 200
@@ -109,35 +108,29 @@ def train_content(
     trial = fit_content({owner: m for owner, m in moves.items() if owner not in held})
     progress("score on the held-out notebooks", 0.5)
     tested = {owner: moves[owner] for owner in held}
-    scores, baseline = content_scores(trial, tested), content_scores(shipped(), tested)
+    scores, baseline = content_scores(trial, tested), content_scores(shipped_content(), tested)
     progress("train on all", 0.7)
-    version = registry.add(
-        fit_content(moves).to_record(),
-        ModelVersion(
-            NAME,
-            version=0,
-            made_s=now_s,
-            seed=seed,
-            data_hash=blake2b(repr(moves).encode(), digest_size=16).hexdigest(),
-            examples=count,
-            owners=len(moves),
-            scores=scores,
-            baseline=baseline,
-        ),
+    about = ModelVersion(
+        NAME,
+        version=0,
+        made_s=now_s,
+        seed=seed,
+        data_hash=blake2b(repr(moves).encode(), digest_size=16).hexdigest(),
+        examples=count,
+        owners=len(moves),
+        scores=scores,
+        baseline=baseline,
     )
-    why = why_not_serve(scores, baseline)
-    if promote and why is None:
-        registry.promote(NAME, version.version)
+    done = kept(
+        registry,
+        fit_content(moves).to_record(),
+        about,
+        why_not_serve(scores, baseline),
+        promote=promote,
+        good="better than the shipped one on notebooks not seen",
+    )
     progress("done", 1.0)
-    if why is None:
-        return Trained(version, promote, "better than the shipped one on notebooks not seen")
-    return Trained(version, False, why)
-
-
-def shipped() -> ContentModel:
-    """Return the model that serves where none was trained."""
-    weights = files("jupyter_gpu_predict.core.forecast") / "weights" / "content.json"
-    return ContentModel.from_record(json.loads(weights.read_text()))
+    return done
 
 
 def fit_content(moves: Moves) -> ContentModel:

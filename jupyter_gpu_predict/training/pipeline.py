@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..core.forecast.backtest import choose_origins, score
 from ..core.forecast.boosted import Boosted
@@ -130,28 +130,45 @@ def train_demand(
     found = mean_scores(tested, (Empirical(), Boosted(demand_model(trial, "on trial"))))
     progress("train on all", 0.8)
     scores, baseline = found.get("boosted", {}), found.get("empirical", {})
-    version = registry.add(
-        _fitted(data, seed),
-        ModelVersion(
-            KIND,
-            version=0,
-            made_s=now_s,
-            seed=seed,
-            data_hash=data_hash(known),
-            examples=len(data),
-            owners=len(owners),
-            scores=scores,
-            baseline=baseline,
-        ),
+    about = ModelVersion(
+        KIND,
+        version=0,
+        made_s=now_s,
+        seed=seed,
+        data_hash=data_hash(known),
+        examples=len(data),
+        owners=len(owners),
+        scores=scores,
+        baseline=baseline,
     )
-    why = why_not_serve(scores, baseline)
-    if promote and why is None:
-        registry.promote(KIND, version.version)
+    done = kept(
+        registry,
+        _fitted(data, seed),
+        about,
+        why_not_serve(scores, baseline),
+        promote=promote,
+        good="no worse than the empirical model on notebooks it has not seen",
+    )
     progress("done", 1.0)
-    if why is None:
-        why = "no worse than the empirical model on notebooks it has not seen"
-        return Trained(version, promote, why)
-    return Trained(version, False, why)
+    return done
+
+
+def kept(
+    registry: ModelRegistry,
+    record: Mapping[str, Any],
+    about: ModelVersion,
+    why_not: str | None,
+    *,
+    promote: bool,
+    good: str,
+) -> Trained:
+    """Keep a version and let it serve, if it may and nothing is against it; `good` says why."""
+    version = registry.add(record, about)
+    if why_not is not None:
+        return Trained(version, False, why_not)
+    if promote:
+        registry.promote(version.kind, version.version)
+    return Trained(version, promote, good)
 
 
 def held_out(owners: Sequence[str], seed: int) -> set[str]:

@@ -13,9 +13,8 @@ from typing import Any
 
 from jupyter_core.paths import secure_write
 
+from ..control.model_file import read_model_file
 from ..errors import ConflictError, ModelFileError, NotFoundError
-
-MAX_FILE_BYTES = 1 << 26
 
 _VERSION = re.compile(r"(\d{4,})\.json")
 
@@ -170,19 +169,8 @@ class ModelRegistry:
         _write(self.folder / kind / "serving.json", {"serving": history, "since_s": time.time()})
 
     def _read(self, kind: str, number: int) -> dict[str, Any]:
-        path = self._path(kind, number)
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise ValueError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-            record = json.loads(path.read_bytes())
-            if not isinstance(record, dict):
-                raise ValueError("it is no JSON object")
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelFileError(
-                f"model {kind} {number}: {path.name} cannot be read ({error}); delete it and train "
-                "again with jupyter gpu train"
-            ) from error
-        return record
+        remedy = "delete it and train again with jupyter gpu train"
+        return read_model_file(self._path(kind, number), f"{kind} {number}", remedy)
 
 
 def _about(record: Mapping[str, Any], kind: str, number: int) -> ModelVersion:

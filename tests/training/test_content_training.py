@@ -7,6 +7,7 @@ import pytest
 from traces import SOURCES, rhythmic_store, wandering_runs, wandering_store
 
 from jupyter_gpu_predict.cli import main
+from jupyter_gpu_predict.control.model_file import shipped_content
 from jupyter_gpu_predict.core.forecast.content import ContentModel
 from jupyter_gpu_predict.core.trace.document import Document, read_document
 from jupyter_gpu_predict.errors import BadInputError
@@ -15,7 +16,6 @@ from jupyter_gpu_predict.training.content import (
     collect_moves,
     content_scores,
     fit_content,
-    shipped,
     train_content,
     why_not_serve,
 )
@@ -65,7 +65,9 @@ def test_a_model_of_other_habits_does_not_serve(tmp_path: Path) -> None:
     on_by_one = {
         "w0.ipynb": [(t, (t.positions[-1] + 1) % 12, m, g) for t, _, m, g in moves["w0.ipynb"]]
     }
-    why = why_not_serve(content_scores(odd, on_by_one), content_scores(shipped(), on_by_one))
+    why = why_not_serve(
+        content_scores(odd, on_by_one), content_scores(shipped_content(), on_by_one)
+    )
     assert why is not None
     assert "top1" in why
     good = {"top1": 0.7, "log_loss": 1.0, "delay_log_loss": 1.0}
